@@ -1,0 +1,30 @@
+"""fastkd: distil language models with fused kernels.
+
+``import fastkd`` is cheap: it loads neither torch nor transformers until a name is used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "kl_div": "fastkd.losses",
+    "KLDivLoss": "fastkd.losses",
+    "BiAttentiveLSTMConfig": "fastkd.students",
+    "BiAttentiveLSTM": "fastkd.students",
+    "MKDConfig": "fastkd.methods.mkd",
+    "MKDTrainer": "fastkd.methods.mkd",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastkd' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

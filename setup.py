@@ -1,0 +1,83 @@
+"""Builds the compiled parts of fastkd. FASTKD_BUILD chooses them: auto (default), none, cpu or cuda."""
+
+import os
+import shutil
+import sys
+import sysconfig
+from glob import glob
+
+from setuptools import setup
+
+BUILDS = ("auto", "none", "cpu", "cuda")
+TORCH_TARGET = "0x020a000000000000"  # LibTorch stable ABI of 2.10: the oldest torch the wheel runs on
+DEFAULT_CUDA_ARCHS = "8.0;8.6;9.0;10.0+PTX"
+
+
+def requested_build() -> str:
+    build = os.environ.get("FASTKD_BUILD", "auto")
+    if build not in BUILDS:
+        sys.exit(f"FASTKD_BUILD={build!r} must be one of {', '.join(BUILDS)}")
+    return build
+
+
+def extension(kind, name: str, sources: list[str], compile_args):
+    free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
+    if not free_threaded:
+        macros.append(("Py_LIMITED_API", "0x030a0000"))
+    return kind(
+        name,
+        sorted(sources),
+        include_dirs=[os.path.abspath("csrc")],
+        define_macros=macros,
+        extra_compile_args=compile_args,
+        py_limited_api=not free_threaded,
+    )
+
+
+def cuda_problem(cpp_extension, sources: list[str]) -> str | None:
+    import torch
+
+    if not sources:
+        return "this version has no CUDA C++ sources: its GPU kernels are Triton and need no build"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    if cpp_extension.CUDA_HOME is None or shutil.which("nvcc", path=f"{cpp_extension.CUDA_HOME}/bin") is None:
+        return "nvcc was not found: install the CUDA toolkit or set CUDA_HOME"
+    return None
+
+
+def compiled_parts(build: str):
+    if build == "none":
+        return [], {}
+    try:
+        from torch.utils import cpp_extension
+    except ImportError:
+        sys.exit(
+            "fastkd needs torch to build. Either let pip fetch it (pip install .), or install torch first "
+            "and run: pip install --no-build-isolation ."
+        )
+    flags = ["-O3", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-ffp-contract=fast"]
+    cpu_sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp") + glob("csrc/simd/*.cpp")
+    modules = [extension(cpp_extension.CppExtension, "fastkd._C", cpu_sources, {"cxx": flags})]
+    cuda_sources = glob("csrc/cuda/*.cu")
+    problem = cuda_problem(cpp_extension, cuda_sources) if build in ("auto", "cuda") else "not requested"
+    if problem is None:
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
+        modules.append(
+            extension(
+                cpp_extension.CUDAExtension, "fastkd._C_cuda", cuda_sources, {"cxx": flags, "nvcc": ["-O3"]}
+            )
+        )
+    elif build == "cuda":
+        sys.exit(f"FASTKD_BUILD=cuda was requested, but {problem}")
+    print(f"fastkd: building {', '.join(m.name for m in modules)}; CUDA part: {problem or 'yes'}")
+    return modules, {"build_ext": cpp_extension.BuildExtension}
+
+
+ext_modules, cmdclass = compiled_parts(requested_build())
+options = {"bdist_wheel": {"py_limited_api": "cp310"}} if ext_modules and ext_modules[0].py_limited_api else {}
+setup(ext_modules=ext_modules, cmdclass=cmdclass, options=options)
