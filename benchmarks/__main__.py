@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from benchmarks import plot, results
 from benchmarks.measure import WrongResult, bind, check, interleave
-from benchmarks.memory import Peak, peak_meter
+from benchmarks.memory import Peaks, peak_meter
 from benchmarks.registry import Benchmark, Case, load_benchmarks
 
 SECONDS_PER_PROBLEM = 30.0
@@ -59,30 +59,31 @@ def select(benchmark: Benchmark, device: str, shapes: str | None) -> list[Case]:
 
 
 def measure(
-    benchmark: Benchmark, case: Case, direction: str, budget: float, peak: Peak, bar: tqdm
-) -> tuple[dict[str, list[float]], dict[str, int | None]]:
+    benchmark: Benchmark, case: Case, direction: str, budget: float, peaks: Peaks, bar: tqdm
+) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds per round and peak bytes, by provider."""
-    providers = benchmark.runnable(case, direction)
     bar.set_description(f"{case}, {direction}: checking")
+    providers = benchmark.runnable(case, direction)
     inputs = benchmark.inputs(case)
     calls = {p.name: bind(p, case, inputs, direction) for p in providers}
-    check(benchmark, case, inputs, direction, {p.name: calls[p.name] for p in providers if not p.limit})
+    judged = {p.name: calls[p.name] for p in providers if not p.limit and p.name != "eager"}
+    check(benchmark, case, inputs, direction, judged)
     bar.set_description(f"{case}, {direction}: timing")
     samples = interleave(case, calls, budget)
     if case.overhead:
-        return samples, dict.fromkeys(samples)
+        return samples, {}
     bar.set_description(f"{case}, {direction}: memory")
-    return samples, {p.name: peak(case, direction, p.name) for p in providers}
+    return samples, peaks(case, direction, list(calls))
 
 
 def run(benchmark: Benchmark, cases: list[Case], device: str, budget: float) -> list[results.Row]:
     machine = results.environment(device)
     problems = [(case, direction) for case in cases for direction in case.directions]
     rows: list[results.Row] = []
-    with peak_meter(device, torch.get_num_threads()) as peak, tqdm(problems, unit="problem") as bar:
+    with peak_meter(device, torch.get_num_threads()) as peaks, tqdm(problems, unit="problem") as bar:
         for case, direction in bar:
-            samples, peaks = measure(benchmark, case, direction, budget, peak, bar)
-            rows += results.make_rows(machine, case, direction, samples, peaks)
+            samples, bytes_taken = measure(benchmark, case, direction, budget, peaks, bar)
+            rows += results.make_rows(machine, case, direction, samples, bytes_taken)
     return rows
 
 

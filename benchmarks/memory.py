@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -28,8 +26,7 @@ M_MMAP_THRESHOLD = -3  # of malloc.h
 RESET_PEAK = "5"  # of proc(5), clear_refs
 
 
-class Peak(Protocol):
-    def __call__(self, case: Case, direction: str, provider: str) -> int | None: ...
+Peaks = Callable[[Case, str, list[str]], dict[str, int]]
 
 
 def _status_bytes(field: str) -> int:
@@ -53,13 +50,17 @@ def _cuda_peak(call: Call) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def peak_bytes(case: Case, direction: str, provider: str) -> int:
-    """Bytes that one call takes at its peak beyond its inputs, its results included."""
+def peak_bytes(case: Case, direction: str, names: list[str]) -> dict[str, int]:
+    """Bytes that one call of each named provider takes at its peak beyond its inputs, its results included."""
     benchmark = load_benchmarks()[case.op]
-    call = bind(benchmark[provider], case, benchmark.inputs(case), direction)
-    call()
-    call()
-    return _cuda_peak(call) if case.device == "cuda" else _cpu_peak(call)
+    measure = _cuda_peak if case.device == "cuda" else _cpu_peak
+    inputs = benchmark.inputs(case)
+    peaks = {}
+    for name in names:
+        call = bind(benchmark[name], case, inputs, direction)
+        call()
+        peaks[name] = measure(call)
+    return peaks
 
 
 def _prepare_process(threads: int) -> None:
@@ -68,16 +69,12 @@ def _prepare_process(threads: int) -> None:
 
 
 @contextmanager
-def peak_meter(device: str, threads: int) -> Iterator[Peak]:
-    """Yield ``peak_bytes``: in its own process for the CPU, here for a GPU; elsewhere it says None."""
+def peak_meter(device: str, threads: int) -> Iterator[Peaks]:
+    """Yield ``peak_bytes``: in its own process for the CPU, here for a GPU; elsewhere it knows no peaks."""
     if device == "cuda":
         yield peak_bytes
     elif sys.platform != "linux":
-        yield lambda case, direction, provider: None
+        yield lambda *_: {}
     else:
         with ProcessPoolExecutor(1, get_context("spawn"), _prepare_process, (threads,)) as process:
-            yield partial(_run_in, process)
-
-
-def _run_in(process: ProcessPoolExecutor, case: Case, direction: str, provider: str) -> int:
-    return process.submit(peak_bytes, case, direction, provider).result()
+            yield lambda *problem: process.submit(peak_bytes, *problem).result()

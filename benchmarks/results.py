@@ -62,7 +62,7 @@ def environment(device: str) -> Row:
 
 
 def make_rows(
-    machine: Row, case: Case, direction: str, samples: dict[str, list[float]], peaks: dict[str, int | None]
+    machine: Row, case: Case, direction: str, samples: dict[str, list[float]], peaks: dict[str, int]
 ) -> list[Row]:
     """A row per provider; ``ratio_to_limit`` divides by the fastest candidate for the limit, where one runs."""
     quantiles = {name: np.percentile(s, (50, 20, 80)) * 1e3 for name, s in samples.items()}
@@ -82,7 +82,7 @@ def make_rows(
                 "p20_ms": f"{low:.6g}",
                 "p80_ms": f"{high:.6g}",
                 "rounds": str(len(samples[name])),
-                "peak_bytes": "" if peaks[name] is None else str(peaks[name]),
+                "peak_bytes": str(peaks.get(name, "")),
                 "ratio_to_limit": "" if limit is None else f"{median / limit:.4g}",
             }
         )

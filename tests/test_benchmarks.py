@@ -112,7 +112,7 @@ def test_rounds_give_every_provider_the_same_number_of_turns_in_changing_order()
     calls = {name: lambda name=name: turns.append(name) for name in "abc"}
     samples = interleave(CASE, calls, budget=1.0)
     assert {len(values) for values in samples.values()} == {MAX_ROUNDS}
-    rounds = [turns[i : i + 3] for i in range(6, len(turns), 3)]
+    rounds = [turns[i : i + 3] for i in range(3, len(turns), 3)]
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
     assert len({tuple(names) for names in rounds}) == 6
 
@@ -121,17 +121,16 @@ def test_rounds_follow_the_budget_and_overhead_is_measured_over_many_calls():
     turns = []
     samples = interleave(replace(CASE, overhead=True), {"a": lambda: turns.append("a")}, budget=0.0)
     assert len(samples["a"]) == MIN_ROUNDS
-    assert len(turns) == 1 + CALLS_PER_OVERHEAD_SAMPLE * (1 + MIN_ROUNDS)
+    assert len(turns) == CALLS_PER_OVERHEAD_SAMPLE * (1 + MIN_ROUNDS)
 
 
 def test_peak_memory_is_that_of_the_call():
     megabyte = 1024 * 1024
     case = replace(CASE, shape=(8192, 128))
-    with peak_meter("cpu", threads=1) as peak:
-        many = peak(case, FORWARD_BACKWARD, "eager")
-        one_output = peak(case, FORWARD_BACKWARD, "limit:add")
-    assert abs(one_output - 4 * megabyte) < megabyte
-    assert many > 3 * one_output
+    with peak_meter("cpu", threads=1) as peaks:
+        taken = peaks(case, FORWARD_BACKWARD, ["eager", "limit:add"])
+    assert abs(taken["limit:add"] - 4 * megabyte) < megabyte
+    assert taken["eager"] > 3 * taken["limit:add"]
 
 
 MACHINE = {"machine": "Some(R) CPU AVX2", "cores": "2", "threads": "2", "torch": "2.13.0", "op": "kl_div"}
@@ -145,7 +144,7 @@ def rows():
         "limit:add": [0.002] * 5,
         "limit:add-huge-pages": [0.001] * 5,
     }
-    peaks = {"eager": 40_000_000, "fastkd": 4_000_000, "limit:add": 4_000_000, "limit:add-huge-pages": None}
+    peaks = {"eager": 40_000_000, "fastkd": 4_000_000, "limit:add": 4_000_000}
     return results.make_rows(MACHINE, CASE, FORWARD_BACKWARD, samples, peaks)
 
 
@@ -166,7 +165,7 @@ def test_the_table_compares_with_each_rival_and_the_fastest_limit(rows):
 
 
 def test_without_a_limit_the_ratio_stays_empty():
-    rows = results.make_rows(MACHINE, CASE, FORWARD, {"fastkd": [2e-5]}, {"fastkd": None})
+    rows = results.make_rows(MACHINE, CASE, FORWARD, {"fastkd": [2e-5]}, {})
     assert rows[0]["ratio_to_limit"] == ""
     assert results.markdown_table(rows).splitlines()[-1] == "| 16 × 50 float32, forward | 20 µs |  |  |"
 
