@@ -78,6 +78,9 @@ def measure(
 
 def run(benchmark: Benchmark, cases: list[Case], device: str, budget: float) -> list[results.Row]:
     machine = results.environment(device)
+    if float(machine["load"]) > int(machine["cores"]) / 2:
+        message = "warning: the load of this machine is {load} on {cores} cores; a quiet one measures better"
+        print(message.format(**machine), file=sys.stderr)
     problems = [(case, direction) for case in cases for direction in case.directions]
     rows: list[results.Row] = []
     with peak_meter(device, torch.get_num_threads()) as peaks, tqdm(problems, unit="problem") as bar:

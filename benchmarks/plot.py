@@ -39,21 +39,18 @@ def draw(path: Path) -> Path:
 
 def draw_panel(panel, title: str, found: dict[str, results.Row]) -> None:
     names = [name for name in COLOURS if name in found][::-1]
-    unit, scale = ("ms", 1.0) if float(found["fastkd"]["median_ms"]) >= 0.1 else ("µs", 1e3)
-    times = [float(found[name]["median_ms"]) * scale for name in names]
-    spread = [
-        [scale * (float(found[n]["median_ms"]) - float(found[n]["p20_ms"])) for n in names],
-        [scale * (float(found[n]["p80_ms"]) - float(found[n]["median_ms"])) for n in names],
-    ]
-    panel.barh(names, times, xerr=spread, color=[COLOURS[n] for n in names], ecolor="#555555", height=0.7)
-    end = max(time + high for time, high in zip(times, spread[1], strict=True))
-    for index, (name, time) in enumerate(zip(names, times, strict=True)):
+    low, median, high = ([float(found[n][key]) for n in names] for key in ("p20_ms", "median_ms", "p80_ms"))
+    unit, scale = results.unit(max(median))
+    for line, name in enumerate(names):
         ratio = found[name]["ratio_to_limit"]
-        label = f"{time:.3g} {unit}" + (f"  ({float(ratio):.3g}× limit)" if ratio else "")
-        panel.text(time + spread[1][index] + 0.015 * end, index, label, va="center", fontsize=8)
+        label = results.duration(median[line]) + (f"  ({float(ratio):.3g}× limit)" if ratio else "")
+        panel.barh(line, median[line] * scale, color=COLOURS[name], height=0.7)
+        panel.plot([low[line] * scale, high[line] * scale], [line, line], color="#444444", linewidth=1.5)
+        panel.annotate(label, (high[line] * scale, line), (5, 0), textcoords="offset points", va="center", fontsize=8)
     if "limit" in found:
         panel.axvline(float(found["limit"]["median_ms"]) * scale, color="black", linestyle="--", linewidth=1)
-    panel.set_xlim(0, 1.35 * end)
+    panel.set_yticks(range(len(names)), names)
+    panel.set_xlim(0, 1.35 * max(high) * scale)
     panel.set_title(title, fontsize=9, loc="left", fontweight="bold")
     panel.set_xlabel(unit, fontsize=8, labelpad=1)
     panel.tick_params(labelsize=8)

@@ -58,6 +58,7 @@ def environment(device: str) -> Row:
         "commit": _git("rev-parse", "--short=12", "HEAD"),
         "dirty": str(bool(_git("status", "--porcelain"))),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "load": f"{os.getloadavg()[0]:.2f}",
     }
 
 
@@ -123,8 +124,16 @@ def is_limit(row: Row) -> bool:
     return row["provider"].startswith("limit:")
 
 
+def unit(milliseconds: float) -> tuple[str, float]:
+    """The unit that suits a time, and how many of them a millisecond is."""
+    if milliseconds >= 1e3:
+        return "s", 1e-3
+    return ("ms", 1.0) if milliseconds >= 0.1 else ("µs", 1e3)
+
+
 def duration(milliseconds: float) -> str:
-    return f"{milliseconds:.3g} ms" if milliseconds >= 0.1 else f"{milliseconds * 1e3:.3g} µs"
+    name, scale = unit(milliseconds)
+    return f"{milliseconds * scale:.3g} {name}"
 
 
 def markdown_table(rows: list[Row]) -> str:
