@@ -56,7 +56,7 @@ def _in_float64(tensor: Tensor) -> Tensor:
 
 
 def _largest_errors(results: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> list[float]:
-    return [(r.detach().double() - t).abs().max().item() for r, t in zip(results, truth, strict=True)]
+    return [r.detach().double().sub_(t).abs_().max().item() for r, t in zip(results, truth, strict=True)]
 
 
 def check(benchmark: Benchmark, case: Case, inputs: dict[str, Tensor], direction: str, calls: dict[str, Call]) -> None:

@@ -28,7 +28,8 @@ def _cpu_name() -> str:
         name = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
         name = None
-    return f"{name[1] if name else platform.processor()} {torch.backends.cpu.get_cpu_capability()}"
+    model = name[1] if name else platform.processor()
+    return f"{model}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _git(*arguments: str) -> str:
@@ -92,7 +93,7 @@ def make_rows(
 
 def path_of(rows: list[Row], folder: Path) -> Path:
     words = re.findall(r"[a-z0-9]+", rows[0]["machine"].replace("(R)", "").lower())
-    return folder / f"{rows[0]['op']}-{'-'.join(words)}-{rows[0]['cores']}-cores.csv"
+    return folder / f"{rows[0]['op']}-{'-'.join(words)}.csv"
 
 
 def write(rows: list[Row], path: Path) -> None:

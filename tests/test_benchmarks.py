@@ -133,7 +133,7 @@ def test_peak_memory_is_that_of_the_call():
     assert taken["eager"] > 3 * taken["limit:add"]
 
 
-MACHINE = {"machine": "Some(R) CPU AVX2", "cores": "2", "threads": "2", "torch": "2.13.0", "op": "kl_div"}
+MACHINE = {"machine": "Some(R) CPU, 2 cores, AVX2", "cores": "2", "threads": "2", "torch": "2.13.0", "op": "kl_div"}
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_without_a_limit_the_ratio_stays_empty():
 
 def test_a_failed_write_leaves_the_old_results(rows, tmp_path, monkeypatch):
     path = results.path_of(rows, tmp_path)
-    assert path.name == "kl_div-some-cpu-avx2-2-cores.csv"
+    assert path.name == "kl_div-some-cpu-2-cores-avx2.csv"
     results.write(rows, path)
     assert results.read(path) == rows
 
