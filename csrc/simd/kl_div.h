@@ -34,12 +34,19 @@ struct LongRow {
     if (end > full) f(full, load_tail(student + full * kLanes, tail), load_tail(teacher + full * kLanes, tail));
   }
 
+  void prefetch(int64_t i) const {
+    __builtin_prefetch(student + i * kLanes);
+    __builtin_prefetch(teacher + i * kLanes);
+  }
+
   void put(int64_t i, Vec g) const {
     if (i < full)
       store(grad + i * kLanes, g);
     else
       store_tail(grad + full * kLanes, g, tail);
   }
+
+  void finish() const {}
 
   Vec column(int64_t i) const {
     Vec v;
@@ -55,8 +62,9 @@ struct LongRow {
 template <class T>
 struct ShortRows {
   static constexpr int64_t kRows = kLanes;
-  static constexpr int64_t kColumns = 32;  // longest row that is worth transposing
-  float student[kColumns][kLanes], teacher[kColumns][kLanes];
+  static constexpr int64_t kColumns = 256;  // longest row that is worth transposing: both tiles then fit L1
+  float student[kColumns][kLanes];
+  mutable float teacher[kColumns][kLanes];  // the gradient takes its place, step by step
   T* grad;
   int64_t columns, rows;
 
@@ -68,9 +76,16 @@ struct ShortRows {
     gather(teacher, (const T*)task.teacher + row * task.teacher_stride, task.teacher_stride);
   }
 
-  void gather(float (*lanes)[kLanes], const T* p, int64_t stride) {
-    for (int64_t k = 0; k < kLanes; ++k)
-      for (int64_t i = 0; i < columns; ++i) lanes[i][k] = k < rows ? to_float(p[k * stride + i]) : 0.0f;
+  void gather(float (*lanes)[kLanes], const T* p, int64_t stride) const {
+    int64_t i = 0;
+    for (; rows == kLanes && i + kLanes <= columns; i += kLanes) {
+      Vec v[kLanes];
+      for (int k = 0; k < kLanes; ++k) v[k] = load(p + k * stride + i);
+      transpose(v);
+      for (int k = 0; k < kLanes; ++k) store(lanes[i + k], v[k]);
+    }
+    for (; i < columns; ++i)
+      for (int k = 0; k < kLanes; ++k) lanes[i][k] = to_float(p[(k < rows ? k : 0) * stride + i]);
   }
 
   int64_t steps() const { return columns; }
@@ -80,10 +95,23 @@ struct ShortRows {
     for (int64_t i = begin; i < end; ++i) f(i, load(student[i]), load(teacher[i]));
   }
 
-  void put(int64_t i, Vec g) const {
-    T lanes[kLanes];
-    store(lanes, g);
-    for (int64_t k = 0; k < rows; ++k) grad[k * columns + i] = lanes[k];
+  void prefetch(int64_t) const {}
+
+  void put(int64_t i, Vec g) const { store(teacher[i], g); }
+
+  void finish() const {
+    int64_t i = 0;
+    for (; rows == kLanes && i + kLanes <= columns; i += kLanes) {
+      Vec v[kLanes];
+      for (int k = 0; k < kLanes; ++k) v[k] = load(teacher[i + k]);
+      transpose(v);
+      for (int k = 0; k < kLanes; ++k) store(grad + k * columns + i, v[k]);
+    }
+    for (; i < columns; ++i) {
+      T lanes[kLanes];
+      store(lanes, load(teacher[i]));
+      for (int k = 0; k < rows; ++k) grad[k * columns + i] = lanes[k];
+    }
   }
 
   Vec column(int64_t i) const { return splat((float)i); }
@@ -136,7 +164,8 @@ Sums sweep(const Tile& tile, Vec scale) {
       max_s = new_s;
       max_t = new_t;
     }
-    tile.each(begin, end, [&](int64_t, Vec x, Vec y) {
+    tile.each(begin, end, [&](int64_t i, Vec x, Vec y) {
+      tile.prefetch(i + kBlock);
       const Vec u = s.u_s(x), w = s.u_t(y);
       const Vec e_s = exp2(u - max_s), e_t = exp2(w - max_t);
       sum_s += e_s;
@@ -231,18 +260,18 @@ Extras look(const Tile& tile, const Sums& s) {
 // Rows of a tile as the lanes see them: labels, temperatures, validity.
 template <class Tile>
 struct Lanes {
-  Vec temperature = splat(1.0f), label = splat(-1.0f), label_logit{};
-  VecInt valid{};
+  Vec temperature, label, label_logit;
+  VecInt valid;
 
   template <class T>
-  Lanes(const KlDivTask& task, int64_t row, const T* student) {
+  Lanes(const KlDivTask& task, int64_t row, const T* student)
+      : temperature(splat(task.temperature)), label(splat(-1.0f)), label_logit(Vec{}), valid(VecInt{} - 1) {
+    if (task.valid == nullptr && task.row_temperature == nullptr && task.labels == nullptr) return;
     for (int k = 0; k < kLanes; ++k) {
-      const int64_t r = Tile::kRows == 1 ? row : row + k;
-      if (r >= task.rows) break;
-      const bool counts = task.valid == nullptr || task.valid[r];
-      valid[k] = counts ? -1 : 0;
-      temperature[k] = task.row_temperature ? task.row_temperature[r] : task.temperature;
-      if (task.labels == nullptr || !counts) continue;
+      const int64_t r = Tile::kRows == 1 ? row : row + k < task.rows ? row + k : row;
+      if (task.valid) valid[k] = -(int)task.valid[r];
+      if (task.row_temperature) temperature[k] = task.row_temperature[r];
+      if (task.labels == nullptr || !valid[k]) continue;
       label[k] = (float)task.labels[r];
       label_logit[k] = to_float(student[r * task.student_stride + task.labels[r]]);
     }
@@ -254,11 +283,13 @@ template <Divergence D, class Tile, class L>
 void gradient(const Tile& tile, const Sums& s, const Mixture& m, const Extras& e, const L& lanes, VecInt alive, Vec per,
               float hard) {
   const Vec of_s = per / s.sum_s, minus_t = -per / s.sum_t, mean_cross = s.cross / s.sum_s;
-  const Vec bits_s = of_s * kLn2, pull = (1.0f - m.beta) * per * kLn2, of_1 = hard / e.sum_1;
+  const Vec bits_s = of_s * kLn2, pull = (1.0f - m.beta) * per * kLn2;
   const bool whole = hard == 0.0f && fold_min(select(alive, splat(1.0f), Vec{})) > 0.0f;
+  const Vec base_s = s.shift_s - s.max_s, base_t = s.shift_t - s.max_t;
   const auto soft = [&](Vec x, Vec y) {
+    if (D == Divergence::forward)
+      return fma(exp2(fma(x, s.scale, base_s)), of_s, exp2(fma(y, s.scale, base_t)) * minus_t);
     const Vec u = s.u_s(x), w = s.u_t(y);
-    if (D == Divergence::forward) return fma(exp2(u - s.max_s), of_s, exp2(w - s.max_t) * minus_t);
     if (D == Divergence::reverse) return exp2(u - s.max_s) * bits_s * ((u - w) - mean_cross);
     const Vec log_ps = u - m.log_s, log_pt = w - m.log_t;
     return pull * exp2(log_ps) * ((log_ps - m.log_m(log_ps, log_pt)) - m.to_student);
@@ -267,6 +298,7 @@ void gradient(const Tile& tile, const Sums& s, const Mixture& m, const Extras& e
     tile.each(0, tile.steps(), [&](int64_t i, Vec x, Vec y) { tile.put(i, soft(x, y)); });
     return;
   }
+  const Vec of_1 = hard != 0.0f ? hard / e.sum_1 : Vec{};
   tile.each(0, tile.steps(), [&](int64_t i, Vec x, Vec y) {
     Vec g = soft(x, y);
     if (hard != 0.0f) {
@@ -321,8 +353,10 @@ void rows_of_tile(const KlDivTask& task, int64_t row) {
     const Vec stats[] = {cross_entropy, e.entropy_s, e.entropy_t, e.agreement};
     for (int k = 0; k < 4; ++k) write<Tile>(task.stats + k * task.rows, row, task.rows, select(seen, stats[k], Vec{}));
   }
-  if (task.grad)
+  if (task.grad) {
     gradient<D>(tile, s, m, e, lanes, alive, square / lanes.temperature * task.grad_scale, hard * task.grad_scale);
+    tile.finish();
+  }
 }
 
 template <class T, template <class> class Layout>

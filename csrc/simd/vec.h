@@ -28,9 +28,26 @@ inline Vec as_float(VecInt x) { return (Vec)x; }
 
 inline Vec select(VecInt condition, Vec yes, Vec no) { return condition ? yes : no; }
 
-// The larger of both; b where either is NaN. Compilers know the form: it is one instruction.
-inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
-inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+// The larger of both; b where either is NaN.
+inline Vec max(Vec a, Vec b) {
+#if defined(FASTKD_AVX512)
+  return (Vec)_mm512_maskz_max_ps(-1, (__m512)a, (__m512)b);
+#elif defined(FASTKD_AVX2)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+inline Vec min(Vec a, Vec b) {
+#if defined(FASTKD_AVX512)
+  return (Vec)_mm512_maskz_min_ps(-1, (__m512)a, (__m512)b);
+#elif defined(FASTKD_AVX2)
+  return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
 
 // a * b + c, rounded once where the target can. Written out, and contraction left off in the build, so that one
 // expression has one value wherever it is inlined.
@@ -65,10 +82,11 @@ inline float fold_sum(Vec v) {
   return fold(v, [](float a, float b) { return a + b; });
 }
 
-// 2^x for x <= 1; exactly 0 below -126, NaN stays NaN. Relative error below 1.2e-7 (2 ULP).
+// 2^x for x <= 1; exactly 0 below -126.5, NaN stays NaN. Relative error below 1.2e-7 (2 ULP) down to -126.
 inline Vec exp2(Vec x) {
-  const Vec rounder = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
-  const Vec clamped = max(splat(-126.0f), x);
+  // 1.5 * 2^23 + 127: adding it leaves the rounded integer in the low bits, already biased as an exponent.
+  const Vec rounder = splat(12583039.0f);
+  const Vec clamped = max(splat(-127.0f), x);
   const Vec shifted = clamped + rounder;
   const Vec f = clamped - (shifted - rounder);
   Vec p = splat(1.5403530e-4f);
@@ -78,8 +96,7 @@ inline Vec exp2(Vec x) {
   p = fma(p, f, splat(2.4022651e-1f));
   p = fma(p, f, splat(6.9314718e-1f));
   p = fma(p, f, splat(1.0f));
-  const Vec scaled = as_float(as_int(p) + (as_int(shifted) << 23));
-  return select(x < -126.0f, Vec{}, scaled);
+  return p * as_float(as_int(shifted) << 23);
 }
 
 // log2 of a positive normal number, by the series of atanh around 1; absolute error below 1e-7 near 1.
@@ -165,6 +182,38 @@ inline void store(Half* p, Vec v) {
   store_bits(p, h | sign);
 #endif
 }
+
+#if FASTKD_LANES == 16
+#define FASTKD_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define FASTKD_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif FASTKD_LANES == 8
+#define FASTKD_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define FASTKD_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define FASTKD_LOW 0, 4, 1, 5
+#define FASTKD_HIGH 2, 6, 3, 7
+#endif
+#if defined(__clang__)
+#define FASTKD_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define FASTKD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, VecInt{__VA_ARGS__})
+#endif
+
+// Transposes kLanes vectors in place: log2(kLanes) rounds of a perfect shuffle.
+inline void transpose(Vec* v) {
+  for (int width = 1; width < kLanes; width *= 2) {
+    Vec shuffled[kLanes];
+    for (int i = 0; i < kLanes / 2; ++i) {
+      shuffled[2 * i] = FASTKD_SHUFFLE(v[i], v[i + kLanes / 2], FASTKD_LOW);
+      shuffled[2 * i + 1] = FASTKD_SHUFFLE(v[i], v[i + kLanes / 2], FASTKD_HIGH);
+    }
+    std::memcpy(v, shuffled, sizeof shuffled);
+  }
+}
+
+#undef FASTKD_LOW
+#undef FASTKD_HIGH
+#undef FASTKD_SHUFFLE
 
 // The first n < kLanes values, the other lanes kLowest.
 template <class T>
