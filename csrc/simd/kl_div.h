@@ -285,11 +285,10 @@ void gradient(const Tile& tile, const Sums& s, const Mixture& m, const Extras& e
   const Vec of_s = per / s.sum_s, minus_t = -per / s.sum_t, mean_cross = s.cross / s.sum_s;
   const Vec bits_s = of_s * kLn2, pull = (1.0f - m.beta) * per * kLn2;
   const bool whole = hard == 0.0f && fold_min(select(alive, splat(1.0f), Vec{})) > 0.0f;
-  const Vec base_s = s.shift_s - s.max_s, base_t = s.shift_t - s.max_t;
   const auto soft = [&](Vec x, Vec y) {
-    if (D == Divergence::forward)
-      return fma(exp2(fma(x, s.scale, base_s)), of_s, exp2(fma(y, s.scale, base_t)) * minus_t);
+    // u - max as in sweep(): shift - max as one number would round differently, by much for logits far from 0.
     const Vec u = s.u_s(x), w = s.u_t(y);
+    if (D == Divergence::forward) return fma(exp2(u - s.max_s), of_s, exp2(w - s.max_t) * minus_t);
     if (D == Divergence::reverse) return exp2(u - s.max_s) * bits_s * ((u - w) - mean_cross);
     const Vec log_ps = u - m.log_s, log_pt = w - m.log_t;
     return pull * exp2(log_ps) * ((log_ps - m.log_m(log_ps, log_pt)) - m.to_student);
