@@ -68,9 +68,7 @@ def compiled_parts(build: str):
         if not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
         modules.append(
-            extension(
-                cpp_extension.CUDAExtension, "fastkd._C_cuda", cuda_sources, {"cxx": flags, "nvcc": ["-O3"]}
-            )
+            extension(cpp_extension.CUDAExtension, "fastkd._C_cuda", cuda_sources, {"cxx": flags, "nvcc": ["-O3"]})
         )
     elif build == "cuda":
         sys.exit(f"FASTKD_BUILD=cuda was requested, but {problem}")
