@@ -85,10 +85,7 @@ def logits_by_hand(model, a, b, task):
     x, y = (
         bilstm_by_hand(
             model.encoder,
-            [
-                (model.projection.weight @ model.word_embeddings.weight[t] + model.projection.bias).relu()
-                for t in ids
-            ],
+            [(model.projection.weight @ model.word_embeddings.weight[t] + model.projection.bias).relu() for t in ids],
         )
         for ids in (a, b or a)
     )
@@ -103,9 +100,7 @@ def logits_by_hand(model, a, b, task):
     return outer.weight @ (inner.weight @ features + inner.bias).relu() + outer.bias
 
 
-@pytest.mark.parametrize(
-    "rows", [PAIRS, SINGLES, [PAIRS[0], SINGLES[1], PAIRS[2]]], ids=["pairs", "singles", "mixed"]
-)
+@pytest.mark.parametrize("rows", [PAIRS, SINGLES, [PAIRS[0], SINGLES[1], PAIRS[2]]], ids=["pairs", "singles", "mixed"])
 @pytest.mark.parametrize("share_integrator", [False, True])
 def test_forward_agrees_with_the_formulas(rows, share_integrator):
     model = tiny(share_integrator=share_integrator, pooling=["max", "min", "mean", "attention"])
@@ -176,9 +171,7 @@ def test_auto_classes_load_what_was_saved(tmp_path):
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     assert isinstance(loaded, BiAttentiveLSTM)
     assert AutoConfig.from_pretrained(tmp_path).tasks == TASKS
-    assert torch.equal(
-        loaded(**pack(PAIRS, 7), task="nli").logits, model(**pack(PAIRS, 7), task="nli").logits
-    )
+    assert torch.equal(loaded(**pack(PAIRS, 7), task="nli").logits, model(**pack(PAIRS, 7), task="nli").logits)
 
 
 def test_labels_give_the_loss_of_the_task():

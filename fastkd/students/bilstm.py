@@ -49,9 +49,7 @@ class BiAttentiveLSTMConfig(PreTrainedConfig):
     dropout: float = 0.1
     initializer_range: float = 0.05
     pad_token_id: int | None = 0
-    tasks: dict[str, dict[str, list[str]]] = field(
-        default_factory=lambda: {"default": {"labels": ["0", "1"]}}
-    )
+    tasks: dict[str, dict[str, list[str]]] = field(default_factory=lambda: {"default": {"labels": ["0", "1"]}})
 
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = [name for name in self.pooling if name not in _POOLINGS]
