@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from fastkd.data.glue import Task, get_task, load_task
@@ -20,9 +21,9 @@ Row = dict[str, Any]
 def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Tokenised rows, a pair packed as ``[CLS] a [SEP] b [SEP]``.
 
-    Columns: ``input_ids``, ``attention_mask``, ``token_type_ids`` (0 up to the first text's separator, 1 after
-    it; made here when the tokenizer has none), ``labels`` (class number or float score), ``row`` and ``length``
-    in tokens. Longer rows are cut to ``max_length`` tokens, the longer text of a pair first.
+    Columns: ``input_ids``, ``attention_mask``, ``token_type_ids`` (0 up to the first text's separator, 1
+    after it; made here when the tokenizer has none), ``labels`` (class number or float score), ``row`` and
+    ``length`` in tokens. Longer rows are cut to ``max_length`` tokens, the longer text of a pair first.
     """
     smallest = tokenizer.num_special_tokens_to_add(pair=len(task.columns) == 2) + len(task.columns)
     if max_length < smallest:
@@ -70,7 +71,9 @@ def load_encoded(
         for split, rows in splits.items():
             encoded = encode(rows, task, tokenizer, max_length)
             key = f"{name}_mismatched" if split == "validation_mismatched" and name in validation else name
-            validation[key] = MultiTaskDataset({name: encoded.sort("length")})
+            validation[key] = MultiTaskDataset(
+                {name: encoded.select(np.argsort(encoded["length"][:], kind="stable"))}
+            )
     return MultiTaskDataset(train), validation
 
 

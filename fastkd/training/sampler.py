@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,14 @@ Indices = npt.NDArray[np.int64]
 class MultiTaskBatchSampler(Sampler[list[int]]):
     """Shuffled single-task batches of indices into tasks laid end to end.
 
-    By default every row is seen once per epoch and the batches of all tasks come in random order, so a task has
-    a share of the batches in proportion to its size (MKD, Algorithm 1; MT-DNN's sampler). With ``tau``, each
-    batch's task is drawn with probability ∝ size^tau instead (tau = 1 in proportion, 0 uniform), and a small
-    task is reshuffled and repeated as often as needed.
+    By default every row is seen once per epoch and the batches of all tasks come in random order, so a task
+    has a share of the batches in proportion to its size (MKD, Algorithm 1; MT-DNN's sampler). With ``tau``,
+    each batch's task is drawn with probability ∝ size^tau instead (tau = 1 in proportion, 0 uniform), and a
+    small task is reshuffled and repeated as often as needed.
 
-    The order depends on ``seed`` and the epoch given to ``set_epoch`` alone, so skipping the first k batches of
-    an epoch resumes it exactly. It has no ``batch_size`` on purpose: Accelerate then hands whole batches to
-    processes instead of filling up a task's last, short batch with rows of another.
+    The order depends on ``seed`` and the epoch given to ``set_epoch`` alone, so skipping the first k batches
+    of an epoch resumes it exactly. It has no ``batch_size`` on purpose: Accelerate then hands whole batches
+    to processes instead of filling up a task's last, short batch with rows of another.
 
     Args:
         sizes: number of rows of each task, in the order in which the tasks are laid end to end.
@@ -76,7 +77,7 @@ class MultiTaskBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng((self.seed, self.epoch))
         starts = np.cumsum([0, *self.sizes.values()])
-        rows = [np.arange(start, stop) for start, stop in zip(starts, starts[1:], strict=False)]
+        rows = [np.arange(start, stop) for start, stop in pairwise(starts)]
         batches = self._once_through(rows, rng) if self.tau is None else self._weighted(rows, rng)
         for batch in batches:
             yield batch.tolist()
