@@ -4,13 +4,19 @@ Liu et al., "MKD: a Multi-Task Knowledge Distillation Approach for Pretrained La
 1911.03588). docs/mkd.md tells what is known of the paper's recipe from what is a choice of this project.
 """
 
-from dataclasses import dataclass
-from typing import Literal, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
 
-from torch import Tensor
-from torch.nn import functional as F
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainingArguments
 
+from fastkd.data.encode import MultiTaskDataset
 from fastkd.losses import kl_div
+from fastkd.training.signals import COLUMN, TeacherSignal
+from fastkd.training.teacher import task_loss
+from fastkd.training.trainer import MultiTaskTrainer
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,9 @@ class MKDObjective:
         if self.distillation_weight:
             parts["distillation"] = self._distillation(student_logits, teacher_logits)
         if self.hard_label_weight:
-            parts["hard_label"] = _hard_label(student_logits, labels)
+            if labels is None:
+                raise ValueError("labels must be given when hard_label_weight is above 0")
+            parts["hard_label"] = task_loss(student_logits, labels)
         weights = {"distillation": self.distillation_weight, "hard_label": self.hard_label_weight}
         total = sum(weights[name] * part for name, part in parts.items())
         return cast(Tensor, total), parts
@@ -75,13 +83,105 @@ class MKDObjective:
             raise ValueError(f"teacher_logits must have the student's shape {tuple(student_logits.shape)}, got {found}")
         if self.loss == "kl" and student_logits.shape[-1] > 1:
             return cast(Tensor, kl_div(student_logits, teacher_logits, temperature=self.temperature))
-        error = F.mse_loss(student_logits.float(), teacher_logits.float())
+        error = nn.functional.mse_loss(student_logits.float(), teacher_logits.float())
         return error * student_logits.shape[-1] if self.sum_over_classes else error
 
 
-def _hard_label(student_logits: Tensor, labels: Tensor | None) -> Tensor:
-    if labels is None:
-        raise ValueError("labels must be given when hard_label_weight is above 0")
-    if student_logits.shape[-1] == 1:
-        return F.mse_loss(student_logits.squeeze(-1).float(), labels.float())
-    return F.cross_entropy(student_logits.float(), labels)
+@dataclass
+class MKDConfig(TrainingArguments):
+    """``TrainingArguments`` and the options of :class:`MKDObjective`, which documents them.
+
+    Defaults that differ from ``TrainingArguments``: learning rate 5e-4, 128 rows per batch and 16 epochs, the
+    paper's as we recall them, and batches of rows of similar length, a choice of this project.
+    """
+
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Rows per device and step."})
+    num_train_epochs: float = field(default=16.0, metadata={"help": "Times every row is seen."})
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "group_by_length puts rows of similar length together."}
+    )
+    loss: str = field(default="mse", metadata={"help": "mse of the logits, or kl at a temperature."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of kl."})
+    sum_over_classes: bool = field(default=False, metadata={"help": "Sum mse over classes, not mean."})
+    hard_label_weight: float = field(default=0.0, metadata={"help": "Weight of the hard-label loss."})
+    distillation_weight: float = field(default=1.0, metadata={"help": "Weight of the distillation loss."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.objective()  # refuses bad options before any work
+
+    def objective(self) -> MKDObjective:
+        return MKDObjective(
+            loss=cast(Literal["mse", "kl"], self.loss),
+            temperature=self.temperature,
+            sum_over_classes=self.sum_over_classes,
+            hard_label_weight=self.hard_label_weight,
+            distillation_weight=self.distillation_weight,
+        )
+
+
+class MKDTrainer(MultiTaskTrainer):
+    """Distils a multi-task teacher, or one teacher per task, into one multi-task student.
+
+    Args:
+        model: the student, with ``config.tasks``.
+        args: an :class:`MKDConfig`.
+        teacher: a model with a head per task, or a dict from task to model; not needed when the training rows
+            have a column ``teacher_logits`` (see ``add_teacher_logits``), nor with ``distillation_weight=0``.
+            It is frozen, and stays out of the student's weights, optimizer and checkpoints.
+        **kwargs: of ``MultiTaskTrainer``.
+
+    ``eval_loss`` is the hard-label loss. The unweighted parts of the training loss are logged as
+    ``loss_distillation`` and ``loss_hard_label``, means over the micro-batches since the last log.
+
+    Raises:
+        ValueError: no teacher where one is needed, or a teacher without the student's tasks and label names.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: MKDConfig,
+        data_collator: Any = None,
+        train_dataset: MultiTaskDataset | None = None,
+        eval_dataset: Mapping[str, MultiTaskDataset] | None = None,
+        *,
+        teacher: PreTrainedModel | Mapping[str, PreTrainedModel] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
+        self.objective: MKDObjective = args.objective()
+        self.signal = None
+        datasets = train_dataset.datasets if train_dataset else {}
+        without = [task for task, rows in datasets.items() if COLUMN not in rows.column_names]
+        if self.objective.distillation_weight and without:
+            if teacher is None:
+                raise ValueError(
+                    f"teacher is None and the training rows of {', '.join(without)} have no column {COLUMN}: "
+                    "give a teacher, or add the column with add_teacher_logits"
+                )
+            labels = {task: model.config.tasks[task]["labels"] for task in without}
+            self.signal = TeacherSignal(teacher, labels).to(args.device)
+        self._sums: dict[str, Tensor] = {}
+        self._micro_batches = 0
+
+    def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Any]:
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", COLUMN)}
+        labels, teacher_logits = batch.get("labels"), batch.get(COLUMN)
+        outputs = model(**inputs)
+        if not model.training:
+            return task_loss(outputs.logits, cast(Tensor, labels)), outputs
+        if teacher_logits is None and self.signal is not None:
+            teacher_logits = self.signal(inputs)
+        loss, parts = self.objective(outputs.logits, teacher_logits, labels)
+        for name, part in parts.items():  # kept on the device: reading them each step would wait for it
+            self._sums[name] = self._sums.get(name, torch.zeros_like(part)) + part.detach()
+        self._micro_batches += 1
+        return loss, outputs
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self._micro_batches:
+            logs |= {f"loss_{name}": round(s.item() / self._micro_batches, 4) for name, s in self._sums.items()}
+            self._sums, self._micro_batches = {}, 0
+        super().log(logs, *args, **kwargs)

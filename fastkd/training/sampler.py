@@ -102,7 +102,5 @@ class MultiTaskBatchSampler(Sampler[list[int]]):
             pool = POOL_BATCHES * self.rows_per_batch
             pools = [rows[start : start + pool] for start in range(0, len(rows), pool)]
             rows = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in pools])
-        batches = [
-            rows[start : start + self.rows_per_batch] for start in range(0, len(rows), self.rows_per_batch)
-        ]
+        batches = [rows[start : start + self.rows_per_batch] for start in range(0, len(rows), self.rows_per_batch)]
         return [batches[position] for position in rng.permutation(len(batches))]
