@@ -79,12 +79,15 @@ class BiLSTM(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """x (B, L, input_size), lengths (B,) -> (B, L, 2 * hidden_size)."""
-        positions = torch.arange(x.shape[1], device=x.device)
-        # Maps i to length-1-i inside the sequence and the pads onto themselves, so it is its own inverse.
-        reverse = ((lengths[:, None] - 1 - positions) % x.shape[1])[..., None]
+        batch, longest, _ = x.shape
+        positions = torch.arange(longest, device=x.device)
+        # Maps i to length-1-i inside a sequence and the pads onto themselves, so it is its own inverse; rows of
+        # the flattened batch, because looking up whole rows is many times faster than a gather.
+        reverse = (lengths[:, None] - 1 - positions) % longest
+        reverse += longest * torch.arange(batch, device=x.device)[:, None]
         ahead, _ = self.forwards(x)
-        back, _ = self.backwards(x.take_along_dim(reverse, dim=1))
-        states = torch.cat([ahead, back.take_along_dim(reverse, dim=1)], dim=-1)
+        back, _ = self.backwards(F.embedding(reverse, x.flatten(0, 1)))
+        states = torch.cat([ahead, F.embedding(reverse, back.flatten(0, 1))], dim=-1)
         return states.masked_fill((positions >= lengths[:, None])[..., None], 0)
 
 
