@@ -115,10 +115,11 @@ class MultiTaskDataset(torch.utils.data.Dataset[Row]):
         ]
 
     def _locate(self, index: int) -> tuple[str, int]:
+        position = index
         for name, dataset in self.datasets.items():
-            if 0 <= index < len(dataset):
-                return name, index
-            index -= len(dataset)
+            if 0 <= position < len(dataset):
+                return name, position
+            position -= len(dataset)
         raise IndexError(f"row {index} of a dataset of {len(self)} rows")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,9 +106,7 @@ class MultiTaskEncoder(PreTrainedModel):  # type: ignore[no-untyped-call]
         model has one.
         """
         task = self._resolve(task)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
-            inputs["token_type_ids"] = token_type_ids
+        inputs = _encoder_inputs(self.encoder.config, input_ids, attention_mask, token_type_ids)
         logits = self.heads[task](self.dropout(self._pool(self.encoder(**inputs), attention_mask)))
         loss = None if labels is None else task_loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
@@ -130,11 +129,112 @@ class MultiTaskEncoder(PreTrainedModel):  # type: ignore[no-untyped-call]
         return (states * weights).sum(dim=1) / weights.sum(dim=1)
 
 
+def _encoder_inputs(
+    config: PreTrainedConfig,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    token_type_ids: torch.Tensor | None,
+) -> dict[str, torch.Tensor | None]:
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if getattr(config, "type_vocab_size", 0) > 1:  # RoBERTa has one type, DistilBERT and ModernBERT none
+        inputs["token_type_ids"] = token_type_ids
+    return inputs
+
+
 def task_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean over the rows of the cross-entropy, or of the squared error where ``logits`` is (rows, 1)."""
     if logits.shape[-1] == 1:
         return nn.functional.mse_loss(logits.squeeze(-1).float(), labels.float())
     return nn.functional.cross_entropy(logits.float(), labels)
+
+
+class SingleTaskTeacher(nn.Module):
+    """A finished sequence classifier under the multi-task calling convention.
+
+    Its logits come in the order of the task's labels, which are matched by name with the checkpoint's.
+    """
+
+    def __init__(self, model: PreTrainedModel, task: str, label_names: Sequence[str] | None = None) -> None:
+        super().__init__()
+        names = get_task(task).label_names
+        self.model = model
+        self.config = model.config
+        self.config.tasks = {task: {"labels": list(names)}}
+        self.order = _label_order(self.config, task, names, label_names)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        task: str | None = None,
+    ) -> SequenceClassifierOutput:
+        """As ``MultiTaskEncoder.forward``."""
+        only = next(iter(self.config.tasks))
+        if task not in (None, only):
+            raise ValueError(f"task is {task!r}; this teacher knows {only} alone")
+        inputs = _encoder_inputs(self.config, input_ids, attention_mask, token_type_ids)
+        logits = self.model(**inputs).logits[..., self.order]
+        loss = None if labels is None else task_loss(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def _label_order(
+    config: PreTrainedConfig, task: str, names: Sequence[str], stated: Sequence[str] | None
+) -> list[int]:
+    """For each of the task's labels, the checkpoint's output that stands for it."""
+    own = (
+        [str(name) for _, name in sorted((config.id2label or {}).items())] if stated is None else list(stated)
+    )
+    if not names:
+        if len(own) != 1:
+            raise ValueError(f"{task} is a regression; a teacher of it has one output, not {len(own)}")
+        return [0]
+    if stated is None and all(name.upper() == f"LABEL_{i}" for i, name in enumerate(own)):
+        raise ValueError(
+            f"the checkpoint does not name its labels ({', '.join(own)}); state the order of its outputs as "
+            f"label_names, some order of {', '.join(names)}"
+        )
+    spelled = [re.sub(r"[\s-]+", "_", name.strip().lower()) for name in own]
+    if len(own) != config.num_labels or sorted(spelled) != sorted(names):
+        raise ValueError(
+            f"{config.num_labels} outputs of the teacher are labelled {', '.join(own)}; "
+            f"the labels of {task} are {', '.join(names)}"
+        )
+    return [spelled.index(name) for name in names]
+
+
+def load_teacher(
+    path: str | Path, *, task: str | None = None, label_names: Sequence[str] | None = None
+) -> MultiTaskEncoder | SingleTaskTeacher:
+    """A teacher in float32 and eval mode, with ``config.tasks``.
+
+    Args:
+        path: a ``MultiTaskEncoder``, or any checkpoint for ``AutoModelForSequenceClassification``.
+        task: the GLUE task of such a checkpoint.
+        label_names: the task's labels in the order of the checkpoint's outputs, for one that does not name
+            its labels.
+
+    Raises:
+        ValueError: ``task`` is missing or unknown, or the checkpoint's labels are not the task's.
+    """
+    config = AutoConfig.from_pretrained(path)
+    if isinstance(config, MultiTaskEncoderConfig):
+        if task is not None or label_names is not None:
+            raise ValueError(
+                f"{path} is a multi-task teacher that knows its tasks; leave out task and label_names"
+            )
+        teacher: MultiTaskEncoder = MultiTaskEncoder.from_pretrained(path, dtype=torch.float32)
+        teacher.eval()  # type: ignore[no-untyped-call]
+        return teacher
+    if task is None:
+        raise ValueError(
+            f"{path} is a {config.model_type} classifier; say which GLUE task it was trained on (task=…)"
+        )
+    get_task(task)
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+    return SingleTaskTeacher(model, task, label_names).eval()
 
 
 def train_teacher(
