@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, load_encoded
 from fastkd.data.glue import get_task
@@ -23,7 +23,7 @@ from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig
 from fastkd.training.report import ModelResult, count_parameters, measure_latency, write_report
 from fastkd.training.runs import finished_or, write_text
 from fastkd.training.signals import TeacherSignal, add_teacher_logits
-from fastkd.training.teacher import has_fast_bf16
+from fastkd.training.teacher import MultiTaskEncoder, has_fast_bf16, load_teacher
 from fastkd.training.trainer import MultiTaskTrainer
 
 WITHOUT_KD, WITH_KD = "student without KD", "student with KD"
@@ -73,7 +73,9 @@ def run_mkd(experiment: MKDExperiment, jobs: int | None = None) -> str:
     equally; by default one on a GPU, and otherwise as many as there are cores.
     """
     output = Path(experiment.output)
-    teacher = AutoModelForSequenceClassification.from_pretrained(experiment.teacher, dtype=torch.float32)
+    teacher = load_teacher(experiment.teacher)
+    if not isinstance(teacher, MultiTaskEncoder):
+        raise ValueError(f"{experiment.teacher} is not a teacher that `fastkd teacher` made")
     tokenizer = AutoTokenizer.from_pretrained(experiment.teacher)
     train, validation = load_encoded(
         experiment.tasks,
@@ -87,7 +89,7 @@ def run_mkd(experiment: MKDExperiment, jobs: int | None = None) -> str:
     signal.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     collate = MultiTaskCollator(tokenizer)
     train = add_teacher_logits(train, signal, collate, cache_dir=output / "teacher_logits")
-    material = _Material(train, validation, tokenizer, teacher.get_input_embeddings().weight.detach().cpu())
+    material = _Material(train, validation, tokenizer, _word_embeddings(teacher))
 
     rows = {name: next(iter(rows.datasets.items())) for name, rows in validation.items()}
     prints = {name: signal.fingerprint(task, dataset) for name, (task, dataset) in rows.items()}
@@ -172,6 +174,11 @@ def _scores(trainer: MultiTaskTrainer, experiment: MKDExperiment) -> dict[str, f
         name: main_score(task, {metric: metrics[f"eval_{name}_{metric}"] for metric in task.metrics})
         for name, task in named.items()
     }
+
+
+def _word_embeddings(model: PreTrainedModel) -> torch.Tensor:
+    weight: torch.Tensor = model.get_input_embeddings().get_parameter("weight")
+    return weight.detach().cpu()
 
 
 def _precision() -> dict[str, Any]:

@@ -147,7 +147,7 @@ class MKDTrainer(MultiTaskTrainer):
         train_dataset: MultiTaskDataset | None = None,
         eval_dataset: Mapping[str, MultiTaskDataset] | None = None,
         *,
-        teacher: PreTrainedModel | Mapping[str, PreTrainedModel] | None = None,
+        teacher: nn.Module | Mapping[str, nn.Module] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)

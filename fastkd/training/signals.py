@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,7 +41,7 @@ class TeacherSignal:
 
     def __init__(
         self,
-        teacher: PreTrainedModel | Mapping[str, PreTrainedModel],
+        teacher: nn.Module | Mapping[str, nn.Module],
         labels: Mapping[str, Sequence[str]],
         *,
         autocast: torch.dtype | None = None,
@@ -84,7 +83,7 @@ class TeacherSignal:
         return digest.hexdigest()
 
 
-def _label_order(task: str, model: PreTrainedModel, names: Sequence[str]) -> list[int]:
+def _label_order(task: str, model: nn.Module, names: Sequence[str]) -> list[int]:
     known: Mapping[str, Any] = getattr(model.config, "tasks", {})
     if task not in known:
         raise ValueError(f"teacher has no head for {task}; its tasks are {', '.join(known)}")

@@ -180,13 +180,9 @@ class SingleTaskTeacher(nn.Module):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
-def _label_order(
-    config: PreTrainedConfig, task: str, names: Sequence[str], stated: Sequence[str] | None
-) -> list[int]:
+def _label_order(config: PreTrainedConfig, task: str, names: Sequence[str], stated: Sequence[str] | None) -> list[int]:
     """For each of the task's labels, the checkpoint's output that stands for it."""
-    own = (
-        [str(name) for _, name in sorted((config.id2label or {}).items())] if stated is None else list(stated)
-    )
+    own = [str(name) for _, name in sorted((config.id2label or {}).items())] if stated is None else list(stated)
     if not names:
         if len(own) != 1:
             raise ValueError(f"{task} is a regression; a teacher of it has one output, not {len(own)}")
@@ -222,16 +218,12 @@ def load_teacher(
     config = AutoConfig.from_pretrained(path)
     if isinstance(config, MultiTaskEncoderConfig):
         if task is not None or label_names is not None:
-            raise ValueError(
-                f"{path} is a multi-task teacher that knows its tasks; leave out task and label_names"
-            )
+            raise ValueError(f"{path} is a multi-task teacher that knows its tasks; leave out task and label_names")
         teacher: MultiTaskEncoder = MultiTaskEncoder.from_pretrained(path, dtype=torch.float32)
         teacher.eval()  # type: ignore[no-untyped-call]
         return teacher
     if task is None:
-        raise ValueError(
-            f"{path} is a {config.model_type} classifier; say which GLUE task it was trained on (task=…)"
-        )
+        raise ValueError(f"{path} is a {config.model_type} classifier; say which GLUE task it was trained on (task=…)")
     get_task(task)
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
     return SingleTaskTeacher(model, task, label_names).eval()
