@@ -162,8 +162,7 @@ def make_student(experiment: MKDExperiment, embeddings: torch.Tensor) -> BiAtten
     config = BiAttentiveLSTMConfig.preset(experiment.preset, vocab_size=vocab_size, tasks=tasks, **sizes)
     student = BiAttentiveLSTM(config)
     if config.embedding_size == width:
-        with torch.no_grad():
-            student.word_embeddings.weight.copy_(embeddings)
+        student.use_embeddings(embeddings)
     return student
 
 

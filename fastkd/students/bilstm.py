@@ -35,6 +35,7 @@ class BiAttentiveLSTMConfig(PreTrainedConfig):
     ``pooling`` joins any of max, min, mean and attention, in the given order. ``share_integrator`` reads the
     two mixed sequences with one BiLSTM instead of two. ``dropout`` acts on the word embeddings, the pooled
     features and each head's hidden layer (choice of this project: the paper's value is not known to us).
+    ``initializer_range`` is the standard deviation of new word embeddings.
     """
 
     model_type = "fastkd-bilstm"
@@ -47,7 +48,7 @@ class BiAttentiveLSTMConfig(PreTrainedConfig):
     share_integrator: bool = False
     pooling: list[str] | tuple[str, ...] = ("max", "mean", "attention")
     dropout: float = 0.1
-    initializer_range: float = 0.05
+    initializer_range: float = 1.0
     pad_token_id: int | None = 0
     tasks: dict[str, dict[str, list[str]]] = field(default_factory=lambda: {"default": {"labels": ["0", "1"]}})
 
@@ -179,6 +180,17 @@ class BiAttentiveLSTM(PreTrainedModel):
                 initialization.zeros_(module.bias)
         else:
             super()._init_weights(module)
+
+    def use_embeddings(self, table: Tensor, *, freeze: bool = True) -> None:
+        """Starts from pretrained word embeddings (vocab_size, embedding_size), scaled to unit variance.
+
+        Unscaled, a table as small as BERT's (a deviation of 0.05) leaves the LSTMs in their linear range and the
+        attention uniform for a long time. ``freeze`` keeps the table as it is, which halves the time of a
+        training step on CPU. Both are choices of this project.
+        """
+        with torch.no_grad():
+            self.word_embeddings.weight.copy_(table / table.std())
+        self.word_embeddings.weight.requires_grad_(not freeze)
 
     def forward(
         self,
