@@ -181,7 +181,7 @@ def test_foreign_labels_are_refused(tmp_path):
         load_teacher(tmp_path, task="sst2")
     with pytest.raises(ValueError, match="stsb is a regression; a teacher of it has one output, not 3"):
         load_teacher(tmp_path, task="stsb")
-    with pytest.raises(ValueError, match="say which GLUE task"):
+    with pytest.raises(ValueError, match="say which task"):
         load_teacher(tmp_path)
 
 

@@ -14,15 +14,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "teacher",
         help="fine-tune a teacher: one encoder, a head per task",
-        description="Fine-tune a pretrained encoder on one or several GLUE tasks together, a head per task.",
+        description="Fine-tune a pretrained encoder on one or several tasks together, a head per task.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--model", required=True, help="encoder: a Hub name or a folder")
-    add("--tasks", required=True, help="comma-separated: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli")
+    add(
+        "--tasks",
+        required=True,
+        help="comma-separated: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, snli",
+    )
     add("--output", required=True, help="folder to save the teacher to; must be new or empty")
-    add("--data-dir", help="folder of official-layout GLUE files; default: nyu-mll/glue from the Hub")
+    add("--data-dir", help="folder of official-layout files; default: from the Hub")
     add("--max-train-rows", type=int, help="use a random subset of at most this many rows of each task")
     add("--max-length", type=int, default=128, help="tokens per row, longer ones are cut (default 128)")
     add("--epochs", type=float, default=3.0, help="default 3")

@@ -1,4 +1,4 @@
-"""Reading GLUE's files as their authors publish them: .tsv or .jsonl, plain or gzipped, quotes left alone."""
+"""Reading tasks' files as their authors publish them: .tsv or .jsonl, plain or gzipped, quotes left alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastkd.data.glue import Task
 
 SUFFIXES = (".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")
+NO_GOLD_LABEL = "-"  # SNLI's mark of a pair on which the annotators did not agree
 
 Line = tuple[int, list[str]]
 
@@ -44,6 +45,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "stsb": Layout("STS-B", _PAIR, ("score", "label")),
     "qqp": Layout("QQP", (("question1",), ("question2",)), ("is_duplicate", "label"), numbered=True),
+    "snli": Layout("SNLI", (("premise", "sentence1"), ("hypothesis", "sentence2")), ("gold_label", "label")),
     "mnli": Layout("MNLI", (("premise", "sentence1"), ("hypothesis", "sentence2")), ("gold_label", "label")),
     "qnli": Layout("QNLI", (("question",), ("sentence",))),
     "rte": Layout("RTE", _PAIR),
@@ -95,6 +97,8 @@ def _read_table(task: Task, layout: Layout, path: Path) -> dict[str, list[Any]]:
     read = _jsonl_fields if ".jsonl" in path.name else _tsv_fields
     table: dict[str, list[Any]] = {column: [] for column in (*task.columns, "label")}
     for line, fields in read(path, names, layout.header):
+        if fields[-1] == NO_GOLD_LABEL and task.name == "snli":
+            continue
         for column, text in zip(task.columns, fields[:-1], strict=True):
             table[column].append(text)
         table["label"].append(_parse_label(task, layout, fields[-1], f"{path}, line {line}"))

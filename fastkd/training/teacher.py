@@ -85,7 +85,7 @@ class MultiTaskEncoder(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_encoder(cls, name_or_path: str, tasks: Sequence[str], **config: Any) -> MultiTaskEncoder:
-        """Fresh heads for GLUE ``tasks`` on a pretrained encoder in float32."""
+        """Fresh heads for ``tasks`` on a pretrained encoder in float32."""
         encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
         labels = {name: {"labels": get_task(name).label_names} for name in tasks}
         model = cls(MultiTaskEncoderConfig(encoder.config, labels, **config))
@@ -212,7 +212,7 @@ def load_teacher(
 
     Args:
         path: a ``MultiTaskEncoder``, or any checkpoint for ``AutoModelForSequenceClassification``.
-        task: the GLUE task of such a checkpoint.
+        task: the task of such a checkpoint, one of ``fastkd.data.glue.TASKS``.
         label_names: the task's labels in the order of the checkpoint's outputs, for one that does not name
             its labels.
 
@@ -230,7 +230,7 @@ def load_teacher(
         return teacher
     if task is None:
         raise ValueError(
-            f"{path} is a {config.model_type} classifier; say which GLUE task it was trained on (task=…)"
+            f"{path} is a {config.model_type} classifier; say which task it was trained on (task=…)"
         )
     get_task(task)
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
@@ -250,11 +250,11 @@ def train_teacher(
     bf16: bool | None = None,
     **arguments: Any,
 ) -> dict[str, float]:
-    """Fine-tunes a ``MultiTaskEncoder`` on GLUE tasks together and saves it with its tokenizer.
+    """Fine-tunes a ``MultiTaskEncoder`` on several tasks together and saves it with its tokenizer.
 
     Args:
         name_or_path: encoder on the Hub or in a folder.
-        tasks: names of ``fastkd.data.glue.GLUE``.
+        tasks: names of ``fastkd.data.glue.TASKS``.
         output_dir: a new or an empty folder; filled at once when training has succeeded, never half written.
         data_dir, max_train_rows: see ``fastkd.data.glue.load_task``.
         max_length: tokens of a row, a pair counting as one.
