@@ -241,6 +241,17 @@ def test_hub_rows_without_label_are_left_out(monkeypatch):
     assert asked == [("stanfordnlp/snli",)]
 
 
+def test_hub_out_of_reach(monkeypatch):
+    def unreachable(*args):
+        raise ConnectionError("Couldn't reach 'nyu-mll/glue'")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(
+        ConnectionError, match="nyu-mll/glue'; without the Hub, name a folder of files as data_dir"
+    ):
+        load_task("sst2")
+
+
 def test_hub_with_other_labels_is_refused(monkeypatch):
     split = hub_split(["0", "1"])
     monkeypatch.setattr("datasets.load_dataset", lambda *args: DatasetDict({"train": split}))

@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     from fastkd.data.glue import get_task
 
-    tasks = args.tasks.split(",")
+    tasks = [task.strip() for task in args.tasks.split(",")]
     for task in tasks:
         get_task(task)
     from fastkd.training.teacher import train_teacher

@@ -28,6 +28,10 @@ def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max
     smallest = tokenizer.num_special_tokens_to_add(pair=len(task.columns) == 2) + len(task.columns)
     if max_length < smallest:
         raise ValueError(f"max_length is {max_length}; {task.name} needs at least {smallest} tokens")
+    if max_length > tokenizer.model_max_length:
+        raise ValueError(
+            f"max_length is {max_length}; the model takes {tokenizer.model_max_length} tokens at most"
+        )
 
     def tokenize(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
         texts = [rows[column] for column in task.columns]

@@ -117,7 +117,11 @@ def _to_dataset(task: Task, table: dict[str, list[Any]]) -> Dataset:
 def _from_hub(task: Task) -> dict[str, Dataset]:
     from datasets import load_dataset
 
-    source = load_dataset(HUB_NAME, task.name) if task.name in GLUE else load_dataset(SNLI_HUB_NAME)
+    name = (HUB_NAME, task.name) if task.name in GLUE else (SNLI_HUB_NAME,)
+    try:
+        source = load_dataset(*name)
+    except ConnectionError as error:
+        raise ConnectionError(f"{error}; without the Hub, name a folder of files as data_dir") from error
     names = [name for name in source if name == "train" or name.startswith("validation")]
     return {name: _rename_labels(task, source[name]) for name in names}
 

@@ -269,13 +269,13 @@ def train_teacher(
         ``MultiTaskTrainer.evaluate``'s metrics, which are also saved as ``eval_results.json``.
     """
     check_output(output_dir)
-    torch.manual_seed(seed)
-    model = MultiTaskEncoder.from_encoder(name_or_path, tasks, pooling=pooling)
-    check_output(output_dir, needed_bytes=4 * model.num_parameters())
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     train, validation = load_encoded(
         tasks, tokenizer, max_length, data_dir, max_train_rows=max_train_rows, seed=seed
     )
+    torch.manual_seed(seed)
+    model = MultiTaskEncoder.from_encoder(name_or_path, tasks, pooling=pooling)
+    check_output(output_dir, needed_bytes=4 * model.num_parameters())
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 64,
