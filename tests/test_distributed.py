@@ -26,7 +26,7 @@ tasks = {"sst2": {"labels": ["negative", "positive"]}, "stsb": {"labels": []}}
 model = MultiTaskEncoder(MultiTaskEncoderConfig(bert_config(), tasks, classifier_dropout=0.0))
 args = TrainingArguments(
     f"{folder}/out", use_cpu=True, disable_tqdm=True, save_strategy="no", num_train_epochs=3,
-    learning_rate=1e-3, max_grad_norm=0.0, per_device_train_batch_size=2, 
+    learning_rate=1e-3, max_grad_norm=0.0, per_device_train_batch_size=2,
     gradient_accumulation_steps=4 // processes,
 )
 trainer = MultiTaskTrainer(model, args, MultiTaskCollator(tokenizer()), train, validation)
