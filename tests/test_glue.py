@@ -105,9 +105,9 @@ def test_snli_leaves_out_rows_without_gold_label(tmp_path):
 
 def test_only_newlines_end_a_line(tmp_path):
     folder = write_task(tmp_path, "sst2")
-    write(folder / "dev.tsv", "sentence\tlabel\r\none\u2028still \x0bone\x85\t1\r\n\r\n")
+    write(folder / "dev.tsv", "sentence\tlabel\r\n one\u2028still \rone\x0b\x85\t1\r\n\r\n")
     assert load_task("sst2", tmp_path)["validation"][:] == {
-        "sentence": ["one\u2028still \x0bone\x85"],
+        "sentence": [" one\u2028still \rone\x0b\x85"],
         "label": [1],
         "row": [0],
     }

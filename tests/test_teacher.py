@@ -279,6 +279,14 @@ def test_command_refuses_before_work(encoder, glue, tmp_path, capsys, monkeypatc
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("option", ["--epochs", "--batch-size", "--learning-rate", "--max-train-rows"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "many"])
+def test_numbers_must_be_positive(option, value, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(command("none", tmp_path, tmp_path / "new", option, value))
+    assert f"argument {option}: '{value}' must be a positive number" in capsys.readouterr().err
+
+
 def test_unwritable_output(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
