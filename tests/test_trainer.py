@@ -25,7 +25,9 @@ def data(tmp_path_factory):
 def initial():
     torch.manual_seed(0)
     tasks = {name: {"labels": GLUE[name].label_names} for name in TASKS}
-    return MultiTaskEncoder(MultiTaskEncoderConfig(bert_config(), tasks, classifier_dropout=0.0))
+    return MultiTaskEncoder(
+        MultiTaskEncoderConfig(bert_config(), tasks, pooling="mean", classifier_dropout=0.0)
+    )
 
 
 def trainer_for(initial, folder, train, evaluation=None, *, tau=None, callbacks=None, **arguments):
