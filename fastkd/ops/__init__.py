@@ -1,0 +1,5 @@
+"""The ops: schema, fake, autograd and choice of backend of each in the file of its name."""
+
+from fastkd.ops.kl_div import kl_div
+
+__all__ = ["kl_div"]
