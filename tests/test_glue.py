@@ -13,8 +13,7 @@ OFFICIAL = {
     "sst2": ("SST-2", "sentence\tlabel\nno wit , only labored gags \t0\nvery good\t1\n"),
     "mrpc": (
         "MRPC",
-        "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
-        '1\t10\t11\tHe said "yes.\tYes, he said.\n0\t1\t2\ta\tb\n',
+        '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t10\t11\tHe said "yes.\tYes, he said.\n0\t1\t2\ta\tb\n',
     ),
     "stsb": (
         "STS-B",
@@ -72,9 +71,7 @@ def test_official_layouts(tmp_path, name, suffix):
     assert set(splits) == {"train", "validation_matched" if name == "mnli" else "validation"}
     for rows in splits.values():
         assert rows["row"][:] == [0, 1]
-        label = (
-            rows[0]["label"] if GLUE[name].is_regression else rows.features["label"].int2str(rows[0]["label"])
-        )
+        label = rows[0]["label"] if GLUE[name].is_regression else rows.features["label"].int2str(rows[0]["label"])
         assert (*(rows[0][column] for column in GLUE[name].columns), label) == FIRST_ROW[name]
 
 
@@ -210,9 +207,7 @@ def test_damaged_gzip(tmp_path, damage):
 
 
 def hub_split(names):
-    features = Features(
-        {"sentence": Value("string"), "label": ClassLabel(names=names), "idx": Value("int32")}
-    )
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=names), "idx": Value("int32")})
     return Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1], "idx": [5, 6]}, features=features)
 
 
@@ -234,9 +229,7 @@ def test_hub_rows_without_label_are_left_out(monkeypatch):
     rows = {"premise": ["a", "c"], "hypothesis": ["b", "d"], "label": [-1, 2]}
     split = Dataset.from_dict(rows, features=features)
     asked = []
-    monkeypatch.setattr(
-        "datasets.load_dataset", lambda *args: asked.append(args) or DatasetDict({"train": split})
-    )
+    monkeypatch.setattr("datasets.load_dataset", lambda *args: asked.append(args) or DatasetDict({"train": split}))
     assert load_task("snli")["train"][:] == {"premise": ["c"], "hypothesis": ["d"], "label": [2], "row": [0]}
     assert asked == [("stanfordnlp/snli",)]
 
@@ -246,16 +239,12 @@ def test_hub_out_of_reach(monkeypatch):
         raise ConnectionError("Couldn't reach 'nyu-mll/glue'")
 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
-    with pytest.raises(
-        ConnectionError, match="nyu-mll/glue'; without the Hub, name a folder of files as data_dir"
-    ):
+    with pytest.raises(ConnectionError, match="nyu-mll/glue'; without the Hub, name a folder of files as data_dir"):
         load_task("sst2")
 
 
 def test_hub_with_other_labels_is_refused(monkeypatch):
     split = hub_split(["0", "1"])
     monkeypatch.setattr("datasets.load_dataset", lambda *args: DatasetDict({"train": split}))
-    with pytest.raises(
-        ValueError, match=r"labels of sst2 are \['0', '1'\]; expected \['negative', 'positive'\]"
-    ):
+    with pytest.raises(ValueError, match=r"labels of sst2 are \['0', '1'\]; expected \['negative', 'positive'\]"):
         load_task("sst2")

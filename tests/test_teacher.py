@@ -89,9 +89,7 @@ def test_losses():
     expected = -(log_probs[0, 2] + log_probs[1, 0]) / 2
     torch.testing.assert_close(model(**BATCH, task="mnli", labels=classes).loss, expected)
     predicted = model(**BATCH, task="stsb").logits[:, 0]
-    torch.testing.assert_close(
-        model(**BATCH, task="stsb", labels=scores).loss, ((predicted - scores) ** 2).mean()
-    )
+    torch.testing.assert_close(model(**BATCH, task="stsb", labels=scores).loss, ((predicted - scores) ** 2).mean())
     assert task_loss(torch.zeros(2, 1, dtype=torch.bfloat16), scores).dtype == torch.float32
 
 
@@ -121,9 +119,7 @@ def test_task_must_be_known():
 def test_encoders_without_token_types(config, tmp_path):
     model = multi_task(config)
     model.save_pretrained(tmp_path)
-    assert torch.equal(
-        load_teacher(tmp_path)(**BATCH, task="mnli").logits, model(**BATCH, task="mnli").logits
-    )
+    assert torch.equal(load_teacher(tmp_path)(**BATCH, task="mnli").logits, model(**BATCH, task="mnli").logits)
 
 
 def test_from_encoder_keeps_the_pretrained_weights(tmp_path):
@@ -175,9 +171,7 @@ def test_foreign_labels_are_refused(tmp_path):
     classifier(tmp_path, ["toxic", "neutral", "other"])
     with pytest.raises(ValueError, match="labelled toxic, neutral, other; the labels of mnli are entailment"):
         load_teacher(tmp_path, task="mnli")
-    with pytest.raises(
-        ValueError, match=r"3 outputs of the teacher.*the labels of sst2 are negative, positive"
-    ):
+    with pytest.raises(ValueError, match=r"3 outputs of the teacher.*the labels of sst2 are negative, positive"):
         load_teacher(tmp_path, task="sst2")
     with pytest.raises(ValueError, match="stsb is a regression; a teacher of it has one output, not 3"):
         load_teacher(tmp_path, task="stsb")
@@ -237,9 +231,7 @@ def test_command_trains_saves_and_reports(encoder, glue, tmp_path, capsys):
 
 def test_same_seed_same_teacher(encoder, glue, tmp_path):
     for name in ("one", "two"):
-        train_teacher(
-            encoder, ["sst2"], tmp_path / name, data_dir=glue, max_length=16, bf16=False, num_train_epochs=1
-        )
+        train_teacher(encoder, ["sst2"], tmp_path / name, data_dir=glue, max_length=16, bf16=False, num_train_epochs=1)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 

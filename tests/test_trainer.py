@@ -25,9 +25,7 @@ def data(tmp_path_factory):
 def initial():
     torch.manual_seed(0)
     tasks = {name: {"labels": GLUE[name].label_names} for name in TASKS}
-    return MultiTaskEncoder(
-        MultiTaskEncoderConfig(bert_config(), tasks, pooling="mean", classifier_dropout=0.0)
-    )
+    return MultiTaskEncoder(MultiTaskEncoderConfig(bert_config(), tasks, pooling="mean", classifier_dropout=0.0))
 
 
 def trainer_for(initial, folder, train, evaluation=None, *, tau=None, callbacks=None, **arguments):
@@ -56,9 +54,7 @@ class Gradients(TrainerCallback):
 
 
 def first_rows(data, **counts):
-    return MultiTaskDataset(
-        {name: data.datasets[name].select(range(count)) for name, count in counts.items()}
-    )
+    return MultiTaskDataset({name: data.datasets[name].select(range(count)) for name, count in counts.items()})
 
 
 def gradients(initial, folder, train, batch_size, accumulation):
@@ -177,13 +173,9 @@ def test_evaluation_covers_every_set(initial, data, tmp_path):
     for name, dataset in sets.items():
         task = GLUE[name.removesuffix("_again")]
         with torch.no_grad():
-            logits = torch.cat(
-                [trainer.model(**MultiTaskCollator(tokenizer())([row])).logits for row in dataset]
-            )
+            logits = torch.cat([trainer.model(**MultiTaskCollator(tokenizer())([row])).logits for row in dataset])
         expected = task_metrics(task, logits, [row["labels"] for row in dataset])
-        assert {metric: metrics[f"eval_{name}_{metric}"] for metric in expected} == pytest.approx(
-            expected, abs=1e-5
-        )
+        assert {metric: metrics[f"eval_{name}_{metric}"] for metric in expected} == pytest.approx(expected, abs=1e-5)
         scores[name] = 100 * sum(expected.values()) / len(expected)
     average = ((scores["sst2"] + scores["sst2_again"]) / 2 + scores["stsb"]) / 2
     assert metrics["eval_average"] == pytest.approx(average, abs=1e-3)

@@ -19,9 +19,7 @@ def tokenizer(token_types=True, **options):
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
-    names = (
-        ["input_ids", "token_type_ids", "attention_mask"] if token_types else ["input_ids", "attention_mask"]
-    )
+    names = ["input_ids", "token_type_ids", "attention_mask"] if token_types else ["input_ids", "attention_mask"]
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     return PreTrainedTokenizerFast(tokenizer_object=tokens, model_input_names=names, **special, **options)
 
@@ -44,9 +42,7 @@ def write_glue(data_dir: Path, rows: int = 24) -> Path:
     pick = torch.Generator().manual_seed(0)
     draw = lambda count: int(torch.randint(count, (), generator=pick))  # noqa: E731
     for split in ("train", "dev"):
-        sentences = [
-            (f"{'very ' * draw(4)}{WORDS[draw(3) + 3 * (i % 2)]} film", 1 - i % 2) for i in range(rows)
-        ]
+        sentences = [(f"{'very ' * draw(4)}{WORDS[draw(3) + 3 * (i % 2)]} film", 1 - i % 2) for i in range(rows)]
         pairs = [(WORDS[draw(3)], WORDS[draw(3) + 3 * (i % 2)], 5.0 - 4 * (i % 2)) for i in range(rows)]
         tables = {
             "SST-2": ["sentence\tlabel", *(f"{text}\t{label}" for text, label in sentences)],

@@ -89,8 +89,6 @@ def score_table(metrics: dict[str, float], tasks: list[str]) -> str:
         for name in (task, f"{task}_mismatched"):
             keys = {metric: f"eval_{name}_{metric}" for metric in get_task(task).metrics}
             if metrics.keys() >= set(keys.values()):
-                rows.append(
-                    (name, "  ".join(f"{metric} {100 * metrics[key]:.1f}" for metric, key in keys.items()))
-                )
+                rows.append((name, "  ".join(f"{metric} {100 * metrics[key]:.1f}" for metric, key in keys.items())))
     rows.append(("average", f"{metrics['eval_average']:.1f}"))
     return "\n".join(f"{name:16} {text}" for name, text in rows)

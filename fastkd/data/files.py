@@ -69,9 +69,7 @@ def read_task_files(task: Task, data_dir: Path) -> dict[str, dict[str, list[Any]
     layout = LAYOUTS[task.name]
     folder = data_dir / layout.folder
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is not a folder; {task.name} is read from {layout.folder}/ inside data_dir"
-        )
+        raise FileNotFoundError(f"{folder} is not a folder; {task.name} is read from {layout.folder}/ inside data_dir")
     stems = _MNLI_SPLITS if task.name == "mnli" else _SPLITS
     paths = {split: _find_file(folder, stem) for split, stem in stems.items()}
     if paths["train"] is None or not any(path for split, path in paths.items() if split != "train"):
@@ -82,9 +80,7 @@ def read_task_files(task: Task, data_dir: Path) -> dict[str, dict[str, list[Any]
 
 def _find_file(folder: Path, stem: str) -> Path | None:
     exact = [folder / f"{stem}{suffix}" for suffix in SUFFIXES if (folder / f"{stem}{suffix}").is_file()]
-    similar = sorted(
-        path for path in folder.iterdir() if path.name.startswith(stem) and path.name.endswith(SUFFIXES)
-    )
+    similar = sorted(path for path in folder.iterdir() if path.name.startswith(stem) and path.name.endswith(SUFFIXES))
     candidates = exact or similar
     if len(candidates) > 1:
         names = ", ".join(path.name for path in candidates)
@@ -120,9 +116,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"{path} is damaged or truncated after line {number}: {error}") from error
 
 
-def _tsv_fields(
-    path: Path, names: tuple[tuple[str, ...], ...], header: tuple[str, ...] | None
-) -> Iterator[Line]:
+def _tsv_fields(path: Path, names: tuple[tuple[str, ...], ...], header: tuple[str, ...] | None) -> Iterator[Line]:
     lines = _lines(path)
     if header is None:
         header = tuple(next(lines, (0, ""))[1].split("\t"))
@@ -137,16 +131,12 @@ def _tsv_fields(
         yield number, [fields[position] for position in positions]
 
 
-def _jsonl_fields(
-    path: Path, names: tuple[tuple[str, ...], ...], header: tuple[str, ...] | None
-) -> Iterator[Line]:
+def _jsonl_fields(path: Path, names: tuple[tuple[str, ...], ...], header: tuple[str, ...] | None) -> Iterator[Line]:
     for number, text in _lines(path):
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number}: not JSON ({error}); the file may be truncated"
-            ) from error
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); the file may be truncated") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: a JSON object is needed, not {type(row).__name__}")
         where = f"{path}, line {number}"
@@ -177,7 +167,5 @@ def _parse_label(task: Task, layout: Layout, text: str, where: str) -> int | flo
     if layout.numbered:
         accepted |= {str(number): number for number in range(task.num_labels)}
     if text not in accepted:
-        raise ValueError(
-            f"{where}: unknown label {text!r}; the labels of {task.name} are {', '.join(accepted)}"
-        )
+        raise ValueError(f"{where}: unknown label {text!r}; the labels of {task.name} are {', '.join(accepted)}")
     return accepted[text]

@@ -170,13 +170,9 @@ class SingleTaskTeacher(nn.Module):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
-def _label_order(
-    config: PreTrainedConfig, task: str, names: Sequence[str], stated: Sequence[str] | None
-) -> list[int]:
+def _label_order(config: PreTrainedConfig, task: str, names: Sequence[str], stated: Sequence[str] | None) -> list[int]:
     """For each of the task's labels, the checkpoint's output that stands for it."""
-    own = (
-        [str(name) for _, name in sorted((config.id2label or {}).items())] if stated is None else list(stated)
-    )
+    own = [str(name) for _, name in sorted((config.id2label or {}).items())] if stated is None else list(stated)
     if not names:
         if len(own) != 1:
             raise ValueError(f"{task} is a regression; a teacher of it has one output, not {len(own)}")

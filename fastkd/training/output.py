@@ -27,9 +27,7 @@ def check_output(folder: str | Path, needed_bytes: int = 0) -> Path:
     except OSError as error:
         raise OSError(f"cannot write to {path.parent}, where {path.name} is to be saved: {error}") from error
     if free < needed_bytes:
-        raise OSError(
-            f"{path.parent} has {free / 1e6:.0f} MB left; saving {path.name} needs {needed_bytes / 1e6:.0f}"
-        )
+        raise OSError(f"{path.parent} has {free / 1e6:.0f} MB left; saving {path.name} needs {needed_bytes / 1e6:.0f}")
     return path
 
 

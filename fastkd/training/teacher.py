@@ -50,16 +50,12 @@ def load_teacher(
     config = AutoConfig.from_pretrained(path)
     if isinstance(config, MultiTaskEncoderConfig):
         if task is not None or label_names is not None:
-            raise ValueError(
-                f"{path} is a multi-task teacher that knows its tasks; leave out task and label_names"
-            )
+            raise ValueError(f"{path} is a multi-task teacher that knows its tasks; leave out task and label_names")
         teacher: MultiTaskEncoder = MultiTaskEncoder.from_pretrained(path, dtype=torch.float32)
         teacher.eval()  # type: ignore[no-untyped-call]
         return teacher
     if task is None:
-        raise ValueError(
-            f"{path} is a {config.model_type} classifier; say which task it was trained on (task=…)"
-        )
+        raise ValueError(f"{path} is a {config.model_type} classifier; say which task it was trained on (task=…)")
     get_task(task)
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
     return SingleTaskTeacher(model, task, label_names).eval()
@@ -98,9 +94,7 @@ def train_teacher(
     """
     check_output(output_dir)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    train, validation = load_encoded(
-        tasks, tokenizer, max_length, data_dir, max_train_rows=max_train_rows, seed=seed
-    )
+    train, validation = load_encoded(tasks, tokenizer, max_length, data_dir, max_train_rows=max_train_rows, seed=seed)
     torch.manual_seed(seed)
     model = MultiTaskEncoder.from_encoder(name_or_path, tasks, pooling=pooling)
     check_output(output_dir, needed_bytes=4 * model.num_parameters())

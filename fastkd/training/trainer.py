@@ -146,9 +146,7 @@ def _check_arguments(args: TrainingArguments, trainer_arguments: Mapping[str, An
         )
     strategy = args.train_sampling_strategy
     if strategy not in SAMPLING_STRATEGIES:
-        raise ValueError(
-            f"train_sampling_strategy is {strategy!r}; it must be one of {', '.join(SAMPLING_STRATEGIES)}"
-        )
+        raise ValueError(f"train_sampling_strategy is {strategy!r}; it must be one of {', '.join(SAMPLING_STRATEGIES)}")
     if args.dataloader_drop_last:
         raise ValueError("dataloader_drop_last is not supported; a short batch counts by its rows")
     if args.label_smoothing_factor or trainer_arguments.get("compute_loss_func"):
