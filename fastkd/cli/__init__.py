@@ -9,7 +9,7 @@ from importlib import import_module
 
 from fastkd import __version__
 
-COMMANDS = ("teacher",)
+COMMANDS = ("teacher", "distill")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
