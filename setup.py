@@ -22,14 +22,11 @@ def requested_build() -> str:
 
 def extension(kind, name: str, sources: list[str], compile_args):
     free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
-    if not free_threaded:
-        macros.append(("Py_LIMITED_API", "0x030a0000"))
     return kind(
         name,
         sorted(sources),
         include_dirs=[os.path.abspath("csrc")],
-        define_macros=macros,
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
         extra_compile_args=compile_args,
         py_limited_api=not free_threaded,
     )
@@ -57,7 +54,7 @@ def compiled_parts(build: str):
             "fastkd needs torch to build. Either let pip fetch it (pip install .), or install torch first "
             "and run: pip install --no-build-isolation ."
         )
-    flags = ["-O3", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-ffp-contract=fast"]
+    flags = ["-O3", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-ffp-contract=off"]
     cpu_sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp") + glob("csrc/simd/*.cpp")
     modules = [extension(cpp_extension.CppExtension, "fastkd._C", cpu_sources, {"cxx": flags})]
     cuda_sources = glob("csrc/cuda/*.cu")

@@ -57,6 +57,11 @@ def test_max_length_must_hold_a_token_of_each_text():
         encode(PAIRS, GLUE["stsb"], tokenizer(), 4)
 
 
+def test_max_length_is_the_models_at_most():
+    with pytest.raises(ValueError, match="max_length is 16; the model takes 8 tokens at most"):
+        encode(PAIRS, GLUE["stsb"], tokenizer(model_max_length=8), 16)
+
+
 def dataset():
     return MultiTaskDataset(
         {

@@ -88,11 +88,23 @@ def test_jsonl_and_both_mnli_sets(tmp_path):
     }
 
 
+def test_snli_leaves_out_rows_without_gold_label(tmp_path):
+    text = "gold_label\tsentence1\tsentence2\n-\ta\tb\nneutral\tc\td\n"
+    for split in ("train", "dev"):
+        write(tmp_path / "SNLI" / f"{split}.tsv", text)
+    assert load_task("snli", tmp_path)["train"][:] == {
+        "premise": ["c"],
+        "hypothesis": ["d"],
+        "label": [1],
+        "row": [0],
+    }
+
+
 def test_only_newlines_end_a_line(tmp_path):
     folder = write_task(tmp_path, "sst2")
-    write(folder / "dev.tsv", "sentence\tlabel\r\none\u2028still \x0bone\x85\t1\r\n\r\n")
+    write(folder / "dev.tsv", "sentence\tlabel\r\n one\u2028still \rone\x0b\x85\t1\r\n\r\n")
     assert load_task("sst2", tmp_path)["validation"][:] == {
-        "sentence": ["one\u2028still \x0bone\x85"],
+        "sentence": [" one\u2028still \rone\x0b\x85"],
         "label": [1],
         "row": [0],
     }
@@ -121,8 +133,8 @@ def test_subset_is_seeded_and_keeps_row_numbers(tmp_path):
         load_task("sst2", tmp_path, max_train_rows=0)
 
 
-def test_unknown_task_lists_all_nine():
-    with pytest.raises(ValueError, match=r"sst-2.*cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli"):
+def test_unknown_task_lists_all():
+    with pytest.raises(ValueError, match=r"sst-2.*cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, snli"):
         load_task("sst-2")
 
 
@@ -206,6 +218,29 @@ def test_hub_labels_are_mapped_by_name(monkeypatch):
     splits = load_task("sst2")
     assert set(splits) == {"train", "validation"}
     assert splits["train"][:] == {"sentence": ["a", "b"], "label": [1, 0], "row": [0, 1]}
+
+
+def test_hub_rows_without_label_are_left_out(monkeypatch):
+    features = Features(
+        premise=Value("string"),
+        hypothesis=Value("string"),
+        label=ClassLabel(names=["entailment", "neutral", "contradiction"]),
+    )
+    rows = {"premise": ["a", "c"], "hypothesis": ["b", "d"], "label": [-1, 2]}
+    split = Dataset.from_dict(rows, features=features)
+    asked = []
+    monkeypatch.setattr("datasets.load_dataset", lambda *args: asked.append(args) or DatasetDict({"train": split}))
+    assert load_task("snli")["train"][:] == {"premise": ["c"], "hypothesis": ["d"], "label": [2], "row": [0]}
+    assert asked == [("stanfordnlp/snli",)]
+
+
+def test_hub_out_of_reach(monkeypatch):
+    def unreachable(*args):
+        raise ConnectionError("Couldn't reach 'nyu-mll/glue'")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(ConnectionError, match="nyu-mll/glue'; without the Hub, name a folder of files as data_dir"):
+        load_task("sst2")
 
 
 def test_hub_with_other_labels_is_refused(monkeypatch):

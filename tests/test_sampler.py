@@ -86,6 +86,13 @@ def test_weighted_task_repeats_only_after_all_its_rows():
         assert sorted(small[start : start + 7]) == list(range(7))
 
 
+def test_weighted_batches_do_not_come_by_length():
+    sampler = MultiTaskBatchSampler({"a": 100}, 4, lengths=np.arange(100), tau=1.0)
+    longest = [max(batch) for batch in sampler]
+    assert len(longest) == len(set(longest)) == 25
+    assert longest not in (sorted(longest), sorted(longest, reverse=True))
+
+
 def test_weighted_epoch_is_as_long_as_once_through():
     assert len(list(MultiTaskBatchSampler(SIZES, 4, tau=1.0))) == len(MultiTaskBatchSampler(SIZES, 4))
 

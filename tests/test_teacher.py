@@ -175,7 +175,7 @@ def test_foreign_labels_are_refused(tmp_path):
         load_teacher(tmp_path, task="sst2")
     with pytest.raises(ValueError, match="stsb is a regression; a teacher of it has one output, not 3"):
         load_teacher(tmp_path, task="stsb")
-    with pytest.raises(ValueError, match="say which GLUE task"):
+    with pytest.raises(ValueError, match="say which task"):
         load_teacher(tmp_path)
 
 
@@ -249,19 +249,34 @@ def test_an_interrupted_run_leaves_nothing(encoder, glue, tmp_path, monkeypatch)
 
 def test_command_refuses_before_work(encoder, glue, tmp_path, capsys, monkeypatch):
     def fail(*args, **kwargs):
-        raise AssertionError("work started")
+        raise AssertionError("training started")
 
-    monkeypatch.setattr("fastkd.training.teacher.load_encoded", fail)
+    monkeypatch.setattr("fastkd.training.teacher.MultiTaskTrainer", fail)
     (tmp_path / "thesis.txt").write_text("mine")
     assert main(command(encoder, glue, tmp_path)) == 1
     assert "holds something else" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").read_text() == "mine"
-    assert main(command(encoder, glue, tmp_path / "new", "--tasks", "sst2,sst5")) == 1
+    assert main(command(encoder, glue, tmp_path / "new", "--tasks", "sst2, sst5")) == 1
     assert "unknown task 'sst5'; the tasks are cola" in capsys.readouterr().err
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
     assert main(command(encoder, glue, tmp_path / "new")) == 1
     assert "MB left" in capsys.readouterr().err
+    (broken := tmp_path / "SST-2").mkdir()
+    (broken / "train.tsv").write_text("sentence\tlabel\na\t3\n")
+    assert main(command(encoder, tmp_path, tmp_path / "new", "--tasks", "sst2")) == 1
+    assert "no file dev*" in capsys.readouterr().err
+    (broken / "dev.tsv").write_text("sentence\tlabel\na\t1\n")
+    assert main(command(encoder, tmp_path, tmp_path / "new", "--tasks", "sst2")) == 1
+    assert "train.tsv, line 2: unknown label '3'" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--batch-size", "--learning-rate", "--max-train-rows"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "many"])
+def test_numbers_must_be_positive(option, value, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(command("none", tmp_path, tmp_path / "new", option, value))
+    assert f"argument {option}: '{value}' must be a positive number" in capsys.readouterr().err
 
 
 def test_unwritable_output(tmp_path):

@@ -25,7 +25,7 @@ def data(tmp_path_factory):
 def initial():
     torch.manual_seed(0)
     tasks = {name: {"labels": GLUE[name].label_names} for name in TASKS}
-    return MultiTaskEncoder(MultiTaskEncoderConfig(bert_config(), tasks, classifier_dropout=0.0))
+    return MultiTaskEncoder(MultiTaskEncoderConfig(bert_config(), tasks, pooling="mean", classifier_dropout=0.0))
 
 
 def trainer_for(initial, folder, train, evaluation=None, *, tau=None, callbacks=None, **arguments):
@@ -133,6 +133,17 @@ def test_training_batches_are_the_samplers(initial, data, tmp_path, strategy):
         assert rows == expected
 
 
+def test_grouped_batches_pad_less(initial, data, tmp_path):
+    padding = {}
+    for strategy in ("random", "group_by_length"):
+        trainer = trainer_for(
+            initial, tmp_path, data[0], per_device_train_batch_size=6, train_sampling_strategy=strategy
+        )
+        masks = [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
+        padding[strategy] = sum(int((1 - mask).sum()) for mask in masks)
+    assert padding["group_by_length"] < padding["random"] / 2
+
+
 @pytest.mark.parametrize("tau", [None, 0.5])
 @pytest.mark.parametrize("stop", [4, 10])
 def test_resume_is_exact(initial, data, tmp_path, stop, tau):
@@ -187,6 +198,22 @@ def test_data_parallel_is_refused(initial, data, tmp_path):
     args._n_gpu = 2
     with pytest.raises(ValueError, match=r"2 GPUs .* torchrun"):
         MultiTaskTrainer(initial, args, MultiTaskCollator(tokenizer()), data[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"train_sampling_strategy": "sequential"},
+            "'sequential'; it must be one of random, group_by_length",
+        ),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last is not supported"),
+        ({"label_smoothing_factor": 0.1}, "override batch_loss"),
+    ],
+)
+def test_arguments_without_effect_are_refused(initial, data, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        trainer_for(initial, tmp_path, data[0], **arguments)
 
 
 def test_an_evaluation_set_of_two_tasks_is_refused(initial, data, tmp_path):

@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import argparse
 
+from fastkd.cli.arguments import positive
+
 EXAMPLE = """example:
   fastkd teacher --model sentence-transformers/all-MiniLM-L6-v2 --tasks sst2,mrpc --output runs/teacher
 
-The folder loads with AutoModelForSequenceClassification and is what `fastkd distill` takes as --teacher."""
+The folder is what `fastkd distill` takes as --teacher, and fastkd.training.load_teacher loads it."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "teacher",
         help="fine-tune a teacher: one encoder, a head per task",
-        description="Fine-tune a pretrained encoder on one or several GLUE tasks together, a head per task.",
+        description="Fine-tune a pretrained encoder on one or several tasks together, a head per task.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--model", required=True, help="encoder: a Hub name or a folder")
-    add("--tasks", required=True, help="comma-separated: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli")
+    add(
+        "--tasks",
+        required=True,
+        help="comma-separated: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, snli",
+    )
     add("--output", required=True, help="folder to save the teacher to; must be new or empty")
-    add("--data-dir", help="folder of official-layout GLUE files; default: nyu-mll/glue from the Hub")
-    add("--max-train-rows", type=int, help="use a random subset of at most this many rows of each task")
-    add("--max-length", type=int, default=128, help="tokens per row, longer ones are cut (default 128)")
-    add("--epochs", type=float, default=3.0, help="default 3")
-    add("--learning-rate", type=float, default=5e-5, help="default 5e-5")
-    add("--batch-size", type=int, default=32, help="rows per device and step (default 32)")
+    add("--data-dir", help="folder of official-layout files; default: from the Hub")
+    add(
+        "--max-train-rows",
+        type=positive(int),
+        help="use a random subset of at most this many rows of each task",
+    )
+    add(
+        "--max-length",
+        type=positive(int),
+        default=128,
+        help="tokens per row, longer ones are cut (default 128)",
+    )
+    add("--epochs", type=positive(float), default=3.0, help="default 3")
+    add("--learning-rate", type=positive(float), default=5e-5, help="default 5e-5")
+    add("--batch-size", type=positive(int), default=32, help="rows per device and step (default 32)")
     add("--pooling", choices=("cls", "mean"), default="cls", help="what a head reads (default cls)")
     add("--seed", type=int, default=0, help="default 0")
     add(
@@ -41,7 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     from fastkd.data.glue import get_task
 
-    tasks = args.tasks.split(",")
+    tasks = [task.strip() for task in args.tasks.split(",")]
     for task in tasks:
         get_task(task)
     from fastkd.training.teacher import train_teacher

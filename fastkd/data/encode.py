@@ -28,6 +28,8 @@ def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max
     smallest = tokenizer.num_special_tokens_to_add(pair=len(task.columns) == 2) + len(task.columns)
     if max_length < smallest:
         raise ValueError(f"max_length is {max_length}; {task.name} needs at least {smallest} tokens")
+    if max_length > tokenizer.model_max_length:
+        raise ValueError(f"max_length is {max_length}; the model takes {tokenizer.model_max_length} tokens at most")
 
     def tokenize(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
         texts = [rows[column] for column in task.columns]
@@ -71,9 +73,7 @@ def load_encoded(
         for split, rows in splits.items():
             encoded = encode(rows, task, tokenizer, max_length)
             key = f"{name}_mismatched" if split == "validation_mismatched" and name in validation else name
-            validation[key] = MultiTaskDataset(
-                {name: encoded.select(np.argsort(encoded["length"][:], kind="stable"))}
-            )
+            validation[key] = MultiTaskDataset({name: encoded.select(np.argsort(encoded["length"][:], kind="stable"))})
     return MultiTaskDataset(train), validation
 
 
@@ -110,8 +110,7 @@ class MultiTaskDataset(torch.utils.data.Dataset[Row]):
         name = names.pop()
         columns = self.datasets[name][[position for _, position in located]]
         return [
-            {**dict(zip(columns, fields, strict=True)), "task": name}
-            for fields in zip(*columns.values(), strict=True)
+            {**dict(zip(columns, fields, strict=True)), "task": name} for fields in zip(*columns.values(), strict=True)
         ]
 
     def _locate(self, index: int) -> tuple[str, int]:

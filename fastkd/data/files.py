@@ -1,4 +1,4 @@
-"""Reading GLUE's files as their authors publish them: .tsv or .jsonl, plain or gzipped, quotes left alone."""
+"""Reading tasks' files as their authors publish them: .tsv or .jsonl, plain or gzipped, quotes left alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastkd.data.glue import Task
 
 SUFFIXES = (".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")
+NO_GOLD_LABEL = "-"  # SNLI's mark of a pair on which the annotators did not agree
 
 Line = tuple[int, list[str]]
 
@@ -44,6 +45,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "stsb": Layout("STS-B", _PAIR, ("score", "label")),
     "qqp": Layout("QQP", (("question1",), ("question2",)), ("is_duplicate", "label"), numbered=True),
+    "snli": Layout("SNLI", (("premise", "sentence1"), ("hypothesis", "sentence2")), ("gold_label", "label")),
     "mnli": Layout("MNLI", (("premise", "sentence1"), ("hypothesis", "sentence2")), ("gold_label", "label")),
     "qnli": Layout("QNLI", (("question",), ("sentence",))),
     "rte": Layout("RTE", _PAIR),
@@ -67,9 +69,7 @@ def read_task_files(task: Task, data_dir: Path) -> dict[str, dict[str, list[Any]
     layout = LAYOUTS[task.name]
     folder = data_dir / layout.folder
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is not a folder; {task.name} is read from {layout.folder}/ inside data_dir"
-        )
+        raise FileNotFoundError(f"{folder} is not a folder; {task.name} is read from {layout.folder}/ inside data_dir")
     stems = _MNLI_SPLITS if task.name == "mnli" else _SPLITS
     paths = {split: _find_file(folder, stem) for split, stem in stems.items()}
     if paths["train"] is None or not any(path for split, path in paths.items() if split != "train"):
@@ -80,9 +80,7 @@ def read_task_files(task: Task, data_dir: Path) -> dict[str, dict[str, list[Any]
 
 def _find_file(folder: Path, stem: str) -> Path | None:
     exact = [folder / f"{stem}{suffix}" for suffix in SUFFIXES if (folder / f"{stem}{suffix}").is_file()]
-    similar = sorted(
-        path for path in folder.iterdir() if path.name.startswith(stem) and path.name.endswith(SUFFIXES)
-    )
+    similar = sorted(path for path in folder.iterdir() if path.name.startswith(stem) and path.name.endswith(SUFFIXES))
     candidates = exact or similar
     if len(candidates) > 1:
         names = ", ".join(path.name for path in candidates)
@@ -95,6 +93,8 @@ def _read_table(task: Task, layout: Layout, path: Path) -> dict[str, list[Any]]:
     read = _jsonl_fields if ".jsonl" in path.name else _tsv_fields
     table: dict[str, list[Any]] = {column: [] for column in (*task.columns, "label")}
     for line, fields in read(path, names, layout.header):
+        if fields[-1] == NO_GOLD_LABEL and task.name == "snli":
+            continue
         for column, text in zip(task.columns, fields[:-1], strict=True):
             table[column].append(text)
         table["label"].append(_parse_label(task, layout, fields[-1], f"{path}, line {line}"))
@@ -116,9 +116,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"{path} is damaged or truncated after line {number}: {error}") from error
 
 
-def _tsv_fields(
-    path: Path, names: tuple[tuple[str, ...], ...], header: tuple[str, ...] | None
-) -> Iterator[Line]:
+def _tsv_fields(path: Path, names: tuple[tuple[str, ...], ...], header: tuple[str, ...] | None) -> Iterator[Line]:
     lines = _lines(path)
     if header is None:
         header = tuple(next(lines, (0, ""))[1].split("\t"))
@@ -133,16 +131,12 @@ def _tsv_fields(
         yield number, [fields[position] for position in positions]
 
 
-def _jsonl_fields(
-    path: Path, names: tuple[tuple[str, ...], ...], header: tuple[str, ...] | None
-) -> Iterator[Line]:
+def _jsonl_fields(path: Path, names: tuple[tuple[str, ...], ...], header: tuple[str, ...] | None) -> Iterator[Line]:
     for number, text in _lines(path):
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number}: not JSON ({error}); the file may be truncated"
-            ) from error
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); the file may be truncated") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: a JSON object is needed, not {type(row).__name__}")
         where = f"{path}, line {number}"
@@ -173,7 +167,5 @@ def _parse_label(task: Task, layout: Layout, text: str, where: str) -> int | flo
     if layout.numbered:
         accepted |= {str(number): number for number in range(task.num_labels)}
     if text not in accepted:
-        raise ValueError(
-            f"{where}: unknown label {text!r}; the labels of {task.name} are {', '.join(accepted)}"
-        )
+        raise ValueError(f"{where}: unknown label {text!r}; the labels of {task.name} are {', '.join(accepted)}")
     return accepted[text]

@@ -1,4 +1,4 @@
-"""The nine GLUE tasks, and loading them from the Hub or from a folder of official files."""
+"""The nine GLUE tasks and SNLI, and loading them from the Hub or from a folder of files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 HUB_NAME = "nyu-mll/glue"
+SNLI_HUB_NAME = "stanfordnlp/snli"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Task:
 
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
+_THREE_WAY = ("entailment", "neutral", "contradiction")
 
 GLUE: dict[str, Task] = {
     task.name: task
@@ -49,37 +51,39 @@ GLUE: dict[str, Task] = {
         Task("mrpc", _PAIR, ("not_equivalent", "equivalent"), ("accuracy", "f1")),
         Task("stsb", _PAIR, (), ("pearson", "spearman")),
         Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
-        Task("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), ("accuracy",)),
+        Task("mnli", ("premise", "hypothesis"), _THREE_WAY, ("accuracy",)),
         Task("qnli", ("question", "sentence"), _ENTAILMENT, ("accuracy",)),
         Task("rte", _PAIR, _ENTAILMENT, ("accuracy",)),
         Task("wnli", _PAIR, _ENTAILMENT[::-1], ("accuracy",)),
     )
 }
 
+TASKS = GLUE | {"snli": Task("snli", ("premise", "hypothesis"), _THREE_WAY, ("accuracy",))}
+
 
 def get_task(name: str) -> Task:
-    """The task of that name; a ``ValueError`` that lists the nine names if there is none."""
-    if name not in GLUE:
-        raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(GLUE)}")
-    return GLUE[name]
+    """The task of that name; a ``ValueError`` that lists the names if there is none."""
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
+    return TASKS[name]
 
 
 def load_task(
     name: str, data_dir: str | Path | None = None, *, max_train_rows: int | None = None, seed: int = 0
 ) -> DatasetDict:
-    """Training and validation rows of a GLUE task.
+    """Training and validation rows of a task.
 
     Args:
-        name: one of ``GLUE``.
-        data_dir: a folder of official-layout files (``docs/data.md``); None takes ``nyu-mll/glue`` from the
-            Hub.
+        name: one of ``TASKS``: GLUE's nine, or ``snli``.
+        data_dir: a folder of official-layout files (``docs/data.md``); None takes ``nyu-mll/glue`` or
+            ``stanfordnlp/snli`` from the Hub.
         max_train_rows: keep a random subset of at most this many training rows, drawn with ``seed``.
 
     Returns:
         Splits ``train`` and ``validation`` (MNLI: ``validation_matched`` and ``validation_mismatched``,
         those that are present) with the task's text columns, ``label`` (``ClassLabel`` named as
-        ``Task.label_names``, or float32) and ``row``, the row's number in the source, which survives
-        subsetting and shuffling.
+        ``Task.label_names``, or float32) and ``row``, the row's number in the whole split, which survives
+        subsetting and shuffling. SNLI's rows without a gold label are left out.
 
     Raises:
         ValueError: unknown task, or a file that is damaged or holds an unknown label; names file and line.
@@ -113,7 +117,11 @@ def _to_dataset(task: Task, table: dict[str, list[Any]]) -> Dataset:
 def _from_hub(task: Task) -> dict[str, Dataset]:
     from datasets import load_dataset
 
-    source = load_dataset(HUB_NAME, task.name)
+    name = (HUB_NAME, task.name) if task.name in GLUE else (SNLI_HUB_NAME,)
+    try:
+        source = load_dataset(*name)
+    except ConnectionError as error:
+        raise ConnectionError(f"{error}; without the Hub, name a folder of files as data_dir") from error
     names = [name for name in source if name == "train" or name.startswith("validation")]
     return {name: _rename_labels(task, source[name]) for name in names}
 
@@ -122,6 +130,8 @@ def _rename_labels(task: Task, split: Dataset) -> Dataset:
     """The split with its labels numbered as in ``task.label_names``, whatever their order at the source."""
     labels = split["label"][:]
     if not task.is_regression:
+        split = split.select([row for row, label in enumerate(labels) if label >= 0])
+        labels = split["label"][:]
         source_names = split.features["label"].names
         if sorted(source_names) != sorted(task.label_names):
             raise ValueError(

@@ -92,15 +92,16 @@ class MultiTaskBatchSampler(Sampler[list[int]]):
         queues: list[list[Indices]] = [[] for _ in rows]
         for task in rng.choice(len(rows), size=self.num_batches, p=weights / weights.sum()):
             if not queues[task]:
-                queues[task] = self._batches(rows[task], rng)
+                batches = self._batches(rows[task], rng)
+                queues[task] = [batches[position] for position in rng.permutation(len(batches))]
             yield queues[task].pop()
 
     def _batches(self, rows: Indices, rng: np.random.Generator) -> list[Any]:
-        """One task's rows, shuffled and cut into batches, in random order."""
+        """One task's rows, shuffled and cut into batches."""
         rows = rng.permutation(rows)
         if self.lengths is not None:
             pool = POOL_BATCHES * self.rows_per_batch
             pools = [rows[start : start + pool] for start in range(0, len(rows), pool)]
             rows = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in pools])
-        batches = [rows[start : start + self.rows_per_batch] for start in range(0, len(rows), self.rows_per_batch)]
-        return [batches[position] for position in rng.permutation(len(batches))]
+        size = self.rows_per_batch
+        return [rows[start : start + size] for start in range(0, len(rows), size)]

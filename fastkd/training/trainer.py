@@ -17,6 +17,8 @@ from fastkd.data.glue import get_task
 from fastkd.data.metrics import main_score, task_metrics
 from fastkd.training.sampler import MultiTaskBatchSampler
 
+SAMPLING_STRATEGIES = ("random", "group_by_length")
+
 
 class MultiTaskTrainer(Trainer):
     """Trains a model with a head per task and evaluates every task.
@@ -38,7 +40,8 @@ class MultiTaskTrainer(Trainer):
         **kwargs: passed to ``transformers.Trainer``.
 
     Raises:
-        ValueError: several GPUs without torchrun, which would mean ``nn.DataParallel``.
+        ValueError: several GPUs without torchrun, which would mean ``nn.DataParallel``; or an argument of
+            Trainer that has no meaning here.
     """
 
     loss_is_scaled_for_ga = True
@@ -55,11 +58,7 @@ class MultiTaskTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = args or TrainingArguments()
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs are visible to one process, which would mean nn.DataParallel; start one "
-                "process per GPU with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES to one GPU"
-            )
+        _check_arguments(args, kwargs)
         args.remove_unused_columns = False
         kwargs.setdefault("compute_metrics", self._metrics_of_task)
         sets = None if eval_dataset is None else dict(eval_dataset)
@@ -137,6 +136,21 @@ class MultiTaskTrainer(Trainer):
 
     def _metrics_of_task(self, prediction: EvalPrediction) -> dict[str, float]:
         return task_metrics(self._evaluated_task, prediction.predictions, prediction.label_ids)
+
+
+def _check_arguments(args: TrainingArguments, trainer_arguments: Mapping[str, Any]) -> None:
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to one process, which would mean nn.DataParallel; start one "
+            "process per GPU with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES to one GPU"
+        )
+    strategy = args.train_sampling_strategy
+    if strategy not in SAMPLING_STRATEGIES:
+        raise ValueError(f"train_sampling_strategy is {strategy!r}; it must be one of {', '.join(SAMPLING_STRATEGIES)}")
+    if args.dataloader_drop_last:
+        raise ValueError("dataloader_drop_last is not supported; a short batch counts by its rows")
+    if args.label_smoothing_factor or trainer_arguments.get("compute_loss_func"):
+        raise ValueError("label_smoothing_factor and compute_loss_func are not used; override batch_loss")
 
 
 def _only_task(dataset: Any) -> str:

@@ -1,0 +1,132 @@
+// torch.ops.fastkd.kl_div on the CPU: rows in parallel, each by the kernel of the best instruction set.
+#include "cpu/kl_div.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <memory>
+#include <optional>
+#include <tuple>
+
+#include "cpu/huge_pages.h"
+#include "simd/dispatch.h"
+
+#define FASTKD_SOURCE "simd/kl_div.h"
+#include "simd/foreach_target.h"
+
+namespace fastkd {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+enum Reduction { kNone, kSum, kMean };
+
+constexpr int64_t kGrain = 1 << 14;  // logits per task: below that a thread costs more than it brings
+
+Dtype dtype_of(const Tensor& logits) {
+  switch (logits.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::float32;
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    case ScalarType::Half:
+      return Dtype::float16;
+    default:
+      STD_TORCH_CHECK(false, "fastkd::kl_div takes float32, bfloat16 or float16 logits");
+  }
+}
+
+Tensor dense_rows(const Tensor& logits) {
+  return logits.stride(1) == 1 || logits.size(1) == 1 ? logits : torch::stable::contiguous(logits);
+}
+
+void run(const KlDivTask& task) {
+  const auto kernel = target() == Target::baseline ? baseline::kl_div
+#if defined(__x86_64__)
+                      : target() == Target::avx2   ? avx2::kl_div
+                      : target() == Target::avx512 ? avx512::kl_div
+#endif
+                                                   : baseline::kl_div;
+  constexpr int64_t kTile = 16;  // rows that may share a tile
+  const int64_t tiles = (task.rows + kTile - 1) / kTile;
+  if (task.rows * task.vocabulary <= kGrain) return kernel(task, 0, task.rows);
+  const bool by_tile = task.vocabulary < kGrain / kTile;
+  const int64_t units = by_tile ? tiles : task.rows, width = by_tile ? kTile : 1;
+  const int64_t grain = kGrain / (width * task.vocabulary) + 1;
+  torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+    kernel(task, begin * width, end * width < task.rows ? end * width : task.rows);
+  });
+}
+
+// Sum in double and in order, so that it does not depend on the number of threads.
+float sum(const float* values, int64_t n) {
+  double total = 0;
+  for (int64_t i = 0; i < n; ++i) total += values[i];
+  return (float)total;
+}
+
+std::tuple<Tensor, Tensor, Tensor> kl_div(const Tensor& student_in, const Tensor& teacher_in,
+                                          std::optional<Tensor> row_temperature, double temperature, int64_t divergence,
+                                          double beta, std::optional<Tensor> valid, std::optional<Tensor> labels,
+                                          double cross_entropy_weight, int64_t reduction,
+                                          std::optional<Tensor> denominator, bool scale_by_temperature, bool need_grad,
+                                          bool need_stats) {
+  using namespace torch::stable;
+  STD_TORCH_CHECK(student_in.dim() == 2 && teacher_in.dim() == 2 && student_in.size(0) == teacher_in.size(0) &&
+                      student_in.size(1) == teacher_in.size(1) && student_in.scalar_type() == teacher_in.scalar_type(),
+                  "fastkd::kl_div takes two (N, V) tensors of one shape and dtype");
+  const Tensor student = dense_rows(student_in), teacher = dense_rows(teacher_in);
+  const int64_t rows = student.size(0), vocabulary = student.size(1);
+  const auto vector = [&](const std::optional<Tensor>& v, ScalarType type, const char* name) -> std::optional<Tensor> {
+    if (!v) return v;
+    STD_TORCH_CHECK(v->dim() == 1 && v->size(0) == rows && v->scalar_type() == type, "fastkd::kl_div: ", name,
+                    " must hold one value per row");
+    return contiguous(*v);
+  };
+  row_temperature = vector(row_temperature, ScalarType::Float, "row_temperature");
+  valid = vector(valid, ScalarType::Bool, "valid");
+  labels = vector(labels, ScalarType::Long, "labels");
+
+  const Tensor grad = need_grad ? new_empty(student, {rows, vocabulary}) : new_empty(student, {0});
+  if (need_grad) prefer_huge_pages(grad.mutable_data_ptr(), grad.numel() * grad.element_size());
+  const Tensor stats = need_stats ? new_zeros(student, {4, rows}, ScalarType::Float)
+                                  : new_empty(student, {0}, ScalarType::Float);
+  Tensor loss = reduction == kNone ? new_zeros(student, {rows}, ScalarType::Float)
+                                   : new_empty(student, {}, ScalarType::Float);
+  std::unique_ptr<float[]> scratch(reduction == kNone ? nullptr : new float[rows]());
+  float* per_row = reduction == kNone ? (float*)loss.mutable_data_ptr() : scratch.get();
+
+  const double count = denominator ? *(const float*)denominator->data_ptr() : (double)rows;
+  const double scale = reduction == kMean ? (count == 0 ? 0.0 : 1.0 / count) : 1.0;
+  KlDivTask task{};
+  task.student = student.data_ptr();
+  task.teacher = teacher.data_ptr();
+  task.grad = need_grad ? grad.mutable_data_ptr() : nullptr;
+  task.loss = per_row;
+  task.stats = need_stats ? (float*)stats.mutable_data_ptr() : nullptr;
+  task.rows = rows;
+  task.vocabulary = vocabulary;
+  task.student_stride = student.stride(0);
+  task.teacher_stride = teacher.stride(0);
+  task.row_temperature = row_temperature ? (const float*)row_temperature->data_ptr() : nullptr;
+  task.valid = valid ? (const bool*)valid->data_ptr() : nullptr;
+  task.labels = labels ? (const int64_t*)labels->data_ptr() : nullptr;
+  task.temperature = (float)temperature;
+  task.beta = (float)beta;
+  task.cross_entropy_weight = (float)cross_entropy_weight;
+  task.scale_by_temperature = scale_by_temperature;
+  task.dtype = dtype_of(student);
+  task.divergence = (Divergence)divergence;
+  // Half precision would flush a gradient divided by the count to zero: there the division comes after, in Python.
+  task.grad_scale = task.dtype == Dtype::float16 ? 1.0f : (float)scale;
+  if (rows > 0) run(task);
+  if (reduction != kNone) *(float*)loss.mutable_data_ptr() = (float)(scale * sum(per_row, rows));
+  return {loss, grad, stats};
+}
+
+}  // namespace
+}  // namespace fastkd
+
+STABLE_TORCH_LIBRARY_IMPL(fastkd, CPU, m) { m.impl("kl_div", TORCH_BOX(&fastkd::kl_div)); }

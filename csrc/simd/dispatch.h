@@ -1,0 +1,34 @@
+// Chooses at run time which of the compiled instruction sets this CPU can run.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+
+namespace fastkd {
+
+enum class Target { baseline, avx2, avx512 };
+
+inline Target best_target() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return Target::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Target::avx2;
+#endif
+  return Target::baseline;
+}
+
+// The best target, lowered by FASTKD_CPU_TARGET=baseline|avx2|avx512; never raised above what the CPU has.
+inline Target target() {
+  static const Target chosen = [] {
+    const Target best = best_target();
+    const char* wanted = std::getenv("FASTKD_CPU_TARGET");
+    if (wanted == nullptr) return best;
+    if (std::strcmp(wanted, "baseline") == 0) return Target::baseline;
+    if (std::strcmp(wanted, "avx2") == 0 && best >= Target::avx2) return Target::avx2;
+    return best;
+  }();
+  return chosen;
+}
+
+}  // namespace fastkd

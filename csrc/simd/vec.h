@@ -1,0 +1,233 @@
+// The vector layer: FASTKD_LANES floats as one value, by the compiler's vector extensions, so that one source serves
+// every target. Included once per target by foreach_target.h; has no include guard on purpose.
+namespace {
+
+constexpr int kLanes = FASTKD_LANES;
+typedef float Vec __attribute__((vector_size(4 * FASTKD_LANES)));
+typedef int32_t VecInt __attribute__((vector_size(4 * FASTKD_LANES)));
+typedef uint32_t VecBits __attribute__((vector_size(4 * FASTKD_LANES)));
+typedef uint16_t VecHalf __attribute__((vector_size(2 * FASTKD_LANES)));
+
+constexpr float kInfinity = __builtin_inff();
+constexpr float kLog2e = 1.442695041f;
+constexpr float kLn2 = 0.6931471806f;
+// Stands for "nothing here": far below any logit, yet finite, so that a difference of two of them is 0 and not NaN.
+constexpr float kLowest = -1e30f;
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+inline Vec splat(float x) { return Vec{} + x; }
+
+inline VecInt as_int(Vec x) { return (VecInt)x; }
+inline Vec as_float(VecInt x) { return (Vec)x; }
+
+inline Vec select(VecInt condition, Vec yes, Vec no) { return condition ? yes : no; }
+
+// The larger of both; b where either is NaN.
+inline Vec max(Vec a, Vec b) {
+#if defined(FASTKD_AVX512)
+  return (Vec)_mm512_maskz_max_ps(-1, (__m512)a, (__m512)b);
+#elif defined(FASTKD_AVX2)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+inline Vec min(Vec a, Vec b) {
+#if defined(FASTKD_AVX512)
+  return (Vec)_mm512_maskz_min_ps(-1, (__m512)a, (__m512)b);
+#elif defined(FASTKD_AVX2)
+  return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// a * b + c, rounded once where the target can. Written out, and contraction left off in the build, so that one
+// expression has one value wherever it is inlined.
+inline Vec fma(Vec a, Vec b, Vec c) {
+#if defined(FASTKD_AVX512)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(FASTKD_AVX2)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+template <class F>
+inline float fold(Vec v, F f) {
+  float lanes[kLanes];
+  std::memcpy(lanes, &v, sizeof v);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] = f(lanes[i], lanes[i + width]);
+  return lanes[0];
+}
+
+inline float fold_max(Vec v) {
+  return fold(v, [](float a, float b) { return a > b ? a : b; });
+}
+inline float fold_min(Vec v) {
+  return fold(v, [](float a, float b) { return a < b ? a : b; });
+}
+inline float fold_sum(Vec v) {
+  return fold(v, [](float a, float b) { return a + b; });
+}
+
+// 2^x for x <= 1; exactly 0 below -126.5, NaN stays NaN. Relative error below 1.2e-7 (2 ULP) down to -126.
+inline Vec exp2(Vec x) {
+  // 1.5 * 2^23 + 127: adding it leaves the rounded integer in the low bits, already biased as an exponent.
+  const Vec rounder = splat(12583039.0f);
+  const Vec clamped = max(splat(-127.0f), x);
+  const Vec shifted = clamped + rounder;
+  const Vec f = clamped - (shifted - rounder);
+  Vec p = splat(1.5403530e-4f);
+  p = fma(p, f, splat(1.3333558e-3f));
+  p = fma(p, f, splat(9.6181291e-3f));
+  p = fma(p, f, splat(5.5504109e-2f));
+  p = fma(p, f, splat(2.4022651e-1f));
+  p = fma(p, f, splat(6.9314718e-1f));
+  p = fma(p, f, splat(1.0f));
+  return p * as_float(as_int(shifted) << 23);
+}
+
+// log2 of a positive normal number, by the series of atanh around 1; absolute error below 1e-7 near 1.
+inline Vec log2(Vec x) {
+  const VecInt bits = as_int(x);
+  const VecInt exponent = (bits - 0x3f3504f3) >> 23;  // so that the mantissa lies in [sqrt(1/2), sqrt(2))
+  const Vec m = as_float(bits - (exponent << 23));
+  const Vec s = (m - 1.0f) / (m + 1.0f), s2 = s * s;
+  Vec p = splat(0.32059889f);
+  p = fma(p, s2, splat(0.41219858f));
+  p = fma(p, s2, splat(0.57707802f));
+  p = fma(p, s2, splat(0.96179669f));
+  p = fma(p, s2, splat(2.88539008f));
+  return fma(s, p, __builtin_convertvector(exponent, Vec));
+}
+
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) {
+  const uint32_t bits = (uint32_t)x.bits << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline VecBits load_bits(const void* p) {
+  VecHalf h;
+  std::memcpy(&h, p, sizeof h);
+  return __builtin_convertvector(h, VecBits);
+}
+
+inline void store_bits(void* p, VecBits bits) {
+  const VecHalf h = __builtin_convertvector(bits, VecHalf);
+  std::memcpy(p, &h, sizeof h);
+}
+
+inline Vec load(const BFloat16* p) { return (Vec)(load_bits(p) << 16); }
+
+inline Vec load(const Half* p) {
+#if defined(FASTKD_AVX512)
+  return (Vec)_mm512_maskz_cvtph_ps(-1, _mm256_loadu_si256((const __m256i*)p));
+#elif defined(FASTKD_AVX2)
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  const VecBits h = load_bits(p);
+  const Vec magnitude = (Vec)((h & 0x7fff) << 13) * 0x1p112f;  // moves the exponent's bias from 15 to 127
+  const VecBits special = (VecBits)((h & 0x7c00) == 0x7c00) & 0x7f800000;
+  return (Vec)((VecBits)magnitude | special | ((h & 0x8000) << 16));
+#endif
+}
+
+inline float to_float(Half x) {
+  Half lanes[kLanes] = {x};
+  return load(lanes)[0];
+}
+
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+inline void store(BFloat16* p, Vec v) {
+  const VecBits bits = (VecBits)v;
+  const VecBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  store_bits(p, (VecBits)(v != v) ? VecBits{} + 0x7fc0 : rounded);
+}
+
+inline void store(Half* p, Vec v) {
+#if defined(FASTKD_AVX512)
+  _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(-1, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(FASTKD_AVX2)
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  const VecBits bits = (VecBits)v, sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+  // Below 2^-14 the addition of 0.5 rounds to half precision's fixed spacing; above, the carry does.
+  const VecBits tiny = (VecBits)((Vec)magnitude + 0.5f) - 0x3f000000;
+  const VecBits normal = (magnitude + 0xc8000fff + ((magnitude >> 13) & 1)) >> 13;
+  VecBits h = (VecBits)(magnitude < 0x38800000) ? tiny : normal;
+  h = (VecBits)(magnitude >= 0x477ff000) ? VecBits{} + 0x7c00 : h;
+  h = (VecBits)(magnitude > 0x7f800000) ? VecBits{} + 0x7e00 : h;
+  store_bits(p, h | sign);
+#endif
+}
+
+#if FASTKD_LANES == 16
+#define FASTKD_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define FASTKD_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif FASTKD_LANES == 8
+#define FASTKD_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define FASTKD_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define FASTKD_LOW 0, 4, 1, 5
+#define FASTKD_HIGH 2, 6, 3, 7
+#endif
+#if defined(__clang__)
+#define FASTKD_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define FASTKD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, VecInt{__VA_ARGS__})
+#endif
+
+// Transposes kLanes vectors in place: log2(kLanes) rounds of a perfect shuffle.
+inline void transpose(Vec* v) {
+  for (int width = 1; width < kLanes; width *= 2) {
+    Vec shuffled[kLanes];
+    for (int i = 0; i < kLanes / 2; ++i) {
+      shuffled[2 * i] = FASTKD_SHUFFLE(v[i], v[i + kLanes / 2], FASTKD_LOW);
+      shuffled[2 * i + 1] = FASTKD_SHUFFLE(v[i], v[i + kLanes / 2], FASTKD_HIGH);
+    }
+    std::memcpy(v, shuffled, sizeof shuffled);
+  }
+}
+
+#undef FASTKD_LOW
+#undef FASTKD_HIGH
+#undef FASTKD_SHUFFLE
+
+// The first n < kLanes values, the other lanes kLowest.
+template <class T>
+inline Vec load_tail(const T* p, int64_t n) {
+  float lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i < n ? to_float(p[i]) : kLowest;
+  return load(lanes);
+}
+
+template <class T>
+inline void store_tail(T* p, Vec v, int64_t n) {
+  T lanes[kLanes];
+  store(lanes, v);
+  std::memcpy(p, lanes, n * sizeof(T));
+}
+
+}  // namespace
