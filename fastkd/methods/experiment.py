@@ -73,6 +73,9 @@ def run_mkd(experiment: MKDExperiment, jobs: int | None = None) -> str:
     equally; by default one on a GPU, and otherwise as many as there are cores.
     """
     output = Path(experiment.output)
+    _arguments(experiment, WITH_KD, seed=0)  # refuses bad options before any work
+    if not (Path(experiment.teacher) / "config.json").exists():
+        raise ValueError(f"no teacher in {experiment.teacher}: make one with `fastkd teacher`")
     teacher = load_teacher(experiment.teacher)
     if not isinstance(teacher, MultiTaskEncoder):
         raise ValueError(f"{experiment.teacher} is not a teacher that `fastkd teacher` made")
@@ -134,10 +137,7 @@ def train_student(
 ) -> dict[str, float]:
     """Scores of one student, from its folder if it is finished, after training it there if not."""
     folder = experiment.student_folder(arm, seed)
-    settings = dict(experiment.training)
-    if arm == WITHOUT_KD:
-        settings |= {"distillation_weight": 0.0, "hard_label_weight": 1.0}
-    args = MKDConfig(f"{folder}/trainer", seed=seed, save_strategy="no", disable_tqdm=quiet, **_precision(), **settings)
+    args = _arguments(experiment, arm, seed, disable_tqdm=quiet)
 
     def train() -> dict[str, float]:
         torch.manual_seed(seed)
@@ -150,8 +150,17 @@ def train_student(
         material.tokenizer.save_pretrained(folder / "model")
         return scores
 
-    described = {name: value for name, value in asdict(experiment).items() if name not in ("output", "seeds")}
-    return finished_or(folder, described | {"training": settings, "seed": seed}, train)
+    shared = ("output", "seeds", "baseline")
+    described = {name: value for name, value in asdict(experiment).items() if name not in shared}
+    return finished_or(folder, described | {"arm": arm, "seed": seed}, train)
+
+
+def _arguments(experiment: MKDExperiment, arm: str, seed: int, **options: Any) -> MKDConfig:
+    settings = experiment.training | _precision() | options
+    if arm == WITHOUT_KD:
+        settings |= {"distillation_weight": 0.0, "hard_label_weight": 1.0}
+    folder = experiment.student_folder(arm, seed) / "trainer"
+    return MKDConfig(str(folder), seed=seed, save_strategy="no", **settings)
 
 
 def make_student(experiment: MKDExperiment, embeddings: torch.Tensor) -> BiAttentiveLSTM:
