@@ -29,6 +29,8 @@ from fastkd.training.trainer import MultiTaskTrainer
 WITHOUT_KD, WITH_KD = "student without KD", "student with KD"
 LATENCY_ROWS = 20
 
+Scores = dict[str, dict[int, dict[str, float]]]  # of each kind of student, seed and task
+
 
 @dataclass(frozen=True)
 class MKDExperiment:
@@ -55,7 +57,7 @@ class MKDExperiment:
 
 
 @dataclass(frozen=True)
-class _Material:
+class Material:
     """What every student is trained from; picklable."""
 
     train: MultiTaskDataset
@@ -72,13 +74,23 @@ def run_mkd(experiment: MKDExperiment, jobs: int | None = None) -> str:
     the teacher's logits and a folder per student. ``jobs`` students are trained at a time, sharing the cores
     equally; by default one on a GPU, and otherwise as many as there are cores.
     """
-    output = Path(experiment.output)
     _arguments(experiment, WITH_KD, seed=0)  # refuses bad options before any work
     if not (Path(experiment.teacher) / "config.json").exists():
         raise ValueError(f"no teacher in {experiment.teacher}: make one with `fastkd teacher`")
     teacher = load_teacher(experiment.teacher)
     if not isinstance(teacher, MultiTaskEncoder):
         raise ValueError(f"{experiment.teacher} is not a teacher that `fastkd teacher` made")
+    material, teacher_scores = _ask_teacher(experiment, teacher)
+    scores = _train_all(experiment, material, jobs)
+    table = _report(experiment, teacher, teacher_scores, scores, material)
+    best = max(experiment.seeds, key=lambda seed: sum(scores[WITH_KD][seed].values()))
+    target = Path(experiment.output) / "student"
+    _publish(experiment.student_folder(WITH_KD, best) / "model", target, experiment, table)
+    return table
+
+
+def _ask_teacher(experiment: MKDExperiment, teacher: MultiTaskEncoder) -> tuple[Material, dict[str, float]]:
+    """The students' data with the teacher's logits, and the teacher's own scores."""
     tokenizer = AutoTokenizer.from_pretrained(experiment.teacher)
     train, validation = load_encoded(
         experiment.tasks,
@@ -87,37 +99,40 @@ def run_mkd(experiment: MKDExperiment, jobs: int | None = None) -> str:
         experiment.data_dir,
         max_train_rows=experiment.max_train_rows,
     )
+    output, collate = Path(experiment.output), MultiTaskCollator(tokenizer)
     labels = {task: get_task(task).label_names for task in experiment.tasks}
     signal = TeacherSignal(teacher, labels, autocast=torch.bfloat16 if has_fast_bf16() else None)
     signal.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    collate = MultiTaskCollator(tokenizer)
     train = add_teacher_logits(train, signal, collate, cache_dir=output / "teacher_logits")
-    material = _Material(train, validation, tokenizer, _word_embeddings(teacher))
 
-    rows = {name: next(iter(rows.datasets.items())) for name, rows in validation.items()}
-    prints = {name: signal.fingerprint(task, dataset) for name, (task, dataset) in rows.items()}
-    config = MKDConfig(f"{output}/teacher", per_device_eval_batch_size=64, **_precision())
-    trainer = MultiTaskTrainer(teacher, config, collate, eval_dataset=validation)
-    teacher_scores = finished_or(output / "teacher", prints, lambda: _scores(trainer, experiment))
-    scores = _train_all(experiment, material, jobs)
+    sets = {name: next(iter(rows.datasets.items())) for name, rows in validation.items()}
+    prints = {name: signal.fingerprint(task, rows) for name, (task, rows) in sets.items()}
+    args = MKDConfig(str(output / "teacher"), per_device_eval_batch_size=64, **_precision())
+    trainer = MultiTaskTrainer(teacher, args, collate, eval_dataset=validation)
+    scores = finished_or(output / "teacher", prints, lambda: _scores(trainer, experiment))
+    return Material(train, validation, tokenizer, _word_embeddings(teacher)), scores
 
-    batches = [collate([rows[i]]) for rows in validation.values() for i in _evenly(len(rows))]
-    results = [_result("teacher", [teacher_scores], teacher.cpu(), batches)]
-    for arm in scores:
+
+def _report(
+    experiment: MKDExperiment,
+    teacher: MultiTaskEncoder,
+    teacher_scores: dict[str, float],
+    scores: Scores,
+    material: Material,
+) -> str:
+    collate = MultiTaskCollator(material.tokenizer)
+    single = [collate([rows[i]]) for rows in material.validation.values() for i in _evenly(len(rows))]
+    results = [_result("teacher", [teacher_scores], teacher.cpu(), single)]
+    for arm, by_seed in scores.items():
         folder = experiment.student_folder(arm, experiment.seeds[0])
         student = BiAttentiveLSTM.from_pretrained(folder / "model")
-        results.append(_result(arm, list(scores[arm].values()), student, batches))
+        results.append(_result(arm, list(by_seed.values()), student, single))
     count = len(experiment.seeds)
     title = f"MKD into the BiLSTM student ({experiment.preset}), {count} seed{'s' if count > 1 else ''}"
-    table = write_report(output, results, experiment.tasks, title)
-    best = max(experiment.seeds, key=lambda seed: sum(scores[WITH_KD][seed].values()))
-    _publish(experiment.student_folder(WITH_KD, best) / "model", output / "student", experiment, table)
-    return table
+    return write_report(Path(experiment.output), results, experiment.tasks, title)
 
 
-def _train_all(
-    experiment: MKDExperiment, material: _Material, jobs: int | None
-) -> dict[str, dict[int, dict[str, float]]]:
+def _train_all(experiment: MKDExperiment, material: Material, jobs: int | None) -> Scores:
     arms = (WITHOUT_KD, WITH_KD) if experiment.baseline else (WITH_KD,)
     todo = [(arm, seed) for seed in experiment.seeds for arm in arms]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -133,7 +148,7 @@ def _train_all(
 
 
 def train_student(
-    experiment: MKDExperiment, material: _Material, arm: str, seed: int, quiet: bool = False
+    experiment: MKDExperiment, material: Material, arm: str, seed: int, quiet: bool = False
 ) -> dict[str, float]:
     """Scores of one student, from its folder if it is finished, after training it there if not."""
     folder = experiment.student_folder(arm, seed)
@@ -160,7 +175,7 @@ def _arguments(experiment: MKDExperiment, arm: str, seed: int, **options: Any) -
     if arm == WITHOUT_KD:
         settings |= {"distillation_weight": 0.0, "hard_label_weight": 1.0}
     folder = experiment.student_folder(arm, seed) / "trainer"
-    return MKDConfig(str(folder), seed=seed, save_strategy="no", **settings)
+    return MKDConfig(str(folder), seed=seed, save_strategy="no", logging_steps=100, **settings)
 
 
 def make_student(experiment: MKDExperiment, embeddings: torch.Tensor) -> BiAttentiveLSTM:
