@@ -247,6 +247,16 @@ def test_an_interrupted_run_leaves_nothing(encoder, glue, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_is_one_line(encoder, glue, tmp_path, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastkd.training.teacher.MultiTaskTrainer.train", interrupt)
+    assert main(command(encoder, glue, tmp_path / "out")) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "fastkd teacher: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_command_refuses_before_work(encoder, glue, tmp_path, capsys, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("training started")

@@ -42,7 +42,7 @@ def write_glue(data_dir: Path, rows: int = 24) -> Path:
     pick = torch.Generator().manual_seed(0)
     draw = lambda count: int(torch.randint(count, (), generator=pick))  # noqa: E731
     for split in ("train", "dev"):
-        sentences = [(f"{'very ' * draw(4)}{WORDS[draw(3) + 3 * (i % 2)]} film", 1 - i % 2) for i in range(rows)]
+        sentences = [(f"the {WORDS[draw(3) + 3 * (i % 2)]} film", 1 - i % 2) for i in range(rows)]
         pairs = [(WORDS[draw(3)], WORDS[draw(3) + 3 * (i % 2)], 5.0 - 4 * (i % 2)) for i in range(rows)]
         tables = {
             "SST-2": ["sentence\tlabel", *(f"{text}\t{label}" for text, label in sentences)],

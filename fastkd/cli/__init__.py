@@ -25,3 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"fastkd {args.command}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"fastkd {args.command}: interrupted", file=sys.stderr)
+        return 130
