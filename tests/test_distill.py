@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,8 +75,8 @@ def result(output, arm, seed):
 
 def test_finished_students_are_not_trained_again(folder, finished, monkeypatch, capsys):
     trained = []
-    make_student = experiment.make_student
-    monkeypatch.setattr(experiment, "make_student", lambda *args: trained.append(1) or make_student(*args))
+    train = experiment.MKDTrainer.train
+    monkeypatch.setattr(experiment.MKDTrainer, "train", lambda self: trained.append(1) or train(self))
     assert distil(folder, finished, "--seeds", "1,2", "--jobs", "1") == 0
     assert trained == []
     assert (finished / "table.md").read_text() in capsys.readouterr().out
@@ -96,6 +97,13 @@ def test_both_kinds_of_student_start_alike_and_differ_in_their_loss(folder, fini
     table = MultiTaskEncoder.from_pretrained(folder / "teacher").get_input_embeddings().weight
     torch.testing.assert_close(with_kd.word_embeddings.weight, table / table.std())
     assert not torch.equal(with_kd.projection.weight, without.projection.weight)
+
+
+def test_a_disk_too_small_is_told_before_the_teacher_is_asked(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert distil(folder, tmp_path / "run", "--seeds", "1") == 1
+    assert "0 MB left; saving students needs" in capsys.readouterr().err
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from fastkd.data.glue import get_task
 from fastkd.data.metrics import main_score
 from fastkd.methods.mkd import MKDConfig, MKDTrainer
 from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig
+from fastkd.training.output import check_output, new_folder
 from fastkd.training.report import ModelResult, count_parameters, measure_latency, write_report
-from fastkd.training.runs import finished_or, write_text
+from fastkd.training.runs import finished_or
 from fastkd.training.signals import TeacherSignal, add_teacher_logits
 from fastkd.training.teacher import MultiTaskEncoder, has_fast_bf16, load_teacher
 from fastkd.training.trainer import MultiTaskTrainer
@@ -80,12 +81,14 @@ def run_mkd(experiment: MKDExperiment, jobs: int | None = None) -> str:
     teacher = load_teacher(experiment.teacher)
     if not isinstance(teacher, MultiTaskEncoder):
         raise ValueError(f"{experiment.teacher} is not a teacher that `fastkd teacher` made")
+    size = 4 * make_student(experiment, _word_embeddings(teacher)).num_parameters()
+    output = Path(experiment.output)
+    check_output(output / "students", needed_bytes=size * (2 * len(experiment.seeds) + 1))
     material, teacher_scores = _ask_teacher(experiment, teacher)
     scores = _train_all(experiment, material, jobs)
     table = _report(experiment, teacher, teacher_scores, scores, material)
     best = max(experiment.seeds, key=lambda seed: sum(scores[WITH_KD][seed].values()))
-    target = Path(experiment.output) / "student"
-    _publish(experiment.student_folder(WITH_KD, best) / "model", target, experiment, table)
+    _publish(experiment.student_folder(WITH_KD, best) / "model", output / "student", experiment, table)
     return table
 
 
@@ -220,10 +223,9 @@ def _result(
 
 def _publish(model: Path, target: Path, experiment: MKDExperiment, table: str) -> None:
     shutil.rmtree(target, ignore_errors=True)
-    partial = target.with_name(f"{target.name}.tmp{os.getpid()}")
-    shutil.copytree(model, partial)
-    write_text(partial / "README.md", _card(experiment, table))
-    os.replace(partial, target)
+    with new_folder(target) as folder:
+        shutil.copytree(model, folder, dirs_exist_ok=True)
+        (folder / "README.md").write_text(_card(experiment, table))
 
 
 def _card(experiment: MKDExperiment, table: str) -> str:
