@@ -184,9 +184,9 @@ class BiAttentiveLSTM(PreTrainedModel):
     def use_embeddings(self, table: Tensor, *, freeze: bool = True) -> None:
         """Starts from pretrained word embeddings (vocab_size, embedding_size), scaled to unit variance.
 
-        Unscaled, a table as small as BERT's (a deviation of 0.05) leaves the LSTMs in their linear range and the
-        attention uniform for a long time. ``freeze`` keeps the table as it is, which halves the time of a
-        training step on CPU. Both are choices of this project.
+        Unscaled, a table as small as BERT's (a deviation of 0.05) lets the LSTMs start nearly linear and the
+        attention nearly uniform. ``freeze`` keeps the table as it is, which saves about a third of a training
+        step on CPU. Both are choices of this project.
         """
         with torch.no_grad():
             self.word_embeddings.weight.copy_(table / table.std())
