@@ -1,0 +1,1 @@
+"""Tasks, their rows, their metrics, and batches of them."""

@@ -1,0 +1,94 @@
+"""``fastkd teacher``: fine-tune a teacher on one or several tasks."""
+
+from __future__ import annotations
+
+import argparse
+
+from fastkd.cli.arguments import positive
+
+EXAMPLE = """example:
+  fastkd teacher --model sentence-transformers/all-MiniLM-L6-v2 --tasks sst2,mrpc --output runs/teacher
+
+The folder is what `fastkd distill` takes as --teacher, and fastkd.training.load_teacher loads it."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "teacher",
+        help="fine-tune a teacher: one encoder, a head per task",
+        description="Fine-tune a pretrained encoder on one or several tasks together, a head per task.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="encoder: a Hub name or a folder")
+    add(
+        "--tasks",
+        required=True,
+        help="comma-separated: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, snli",
+    )
+    add("--output", required=True, help="folder to save the teacher to; must be new or empty")
+    add("--data-dir", help="folder of official-layout files; default: from the Hub")
+    add(
+        "--max-train-rows",
+        type=positive(int),
+        help="use a random subset of at most this many rows of each task",
+    )
+    add(
+        "--max-length",
+        type=positive(int),
+        default=128,
+        help="tokens per row, longer ones are cut (default 128)",
+    )
+    add("--epochs", type=positive(float), default=3.0, help="default 3")
+    add("--learning-rate", type=positive(float), default=5e-5, help="default 5e-5")
+    add("--batch-size", type=positive(int), default=32, help="rows per device and step (default 32)")
+    add("--pooling", choices=("cls", "mean"), default="cls", help="what a head reads (default cls)")
+    add("--seed", type=int, default=0, help="default 0")
+    add(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        help="train in bfloat16 (default: where the processor multiplies it natively)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from fastkd.data.glue import get_task
+
+    tasks = [task.strip() for task in args.tasks.split(",")]
+    for task in tasks:
+        get_task(task)
+    from fastkd.training.teacher import train_teacher
+
+    metrics = train_teacher(
+        args.model,
+        tasks,
+        args.output,
+        data_dir=args.data_dir,
+        max_train_rows=args.max_train_rows,
+        max_length=args.max_length,
+        pooling=args.pooling,
+        seed=args.seed,
+        bf16=args.bf16,
+        num_train_epochs=args.epochs,
+        learning_rate=args.learning_rate,
+        per_device_train_batch_size=args.batch_size,
+    )
+    print(score_table(metrics, tasks))
+    print(f"saved to {args.output}")
+    return 0
+
+
+def score_table(metrics: dict[str, float], tasks: list[str]) -> str:
+    """One line per evaluation set with its metrics in percent, and the average of the tasks' scores."""
+    from fastkd.data.glue import get_task
+
+    rows: list[tuple[str, str]] = []
+    for task in tasks:
+        for name in (task, f"{task}_mismatched"):
+            keys = {metric: f"eval_{name}_{metric}" for metric in get_task(task).metrics}
+            if metrics.keys() >= set(keys.values()):
+                rows.append((name, "  ".join(f"{metric} {100 * metrics[key]:.1f}" for metric, key in keys.items())))
+    rows.append(("average", f"{metrics['eval_average']:.1f}"))
+    return "\n".join(f"{name:16} {text}" for name, text in rows)

@@ -1,0 +1,195 @@
+"""Sequence classifiers: a shared encoder with a head per task, and any single one called the same way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from fastkd.data.glue import get_task
+
+POOLINGS = ("cls", "mean")
+
+
+class MultiTaskEncoderConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+    """Configuration of ``MultiTaskEncoder``.
+
+    Args:
+        encoder: configuration of the shared encoder, or its dict form with ``model_type``.
+        tasks: for each task ``{"labels": [names]}``, in the order of the outputs; no names for a regression.
+        pooling: ``"cls"`` takes the encoder's pooler output, or the first token's state where it has no
+            pooler (the MT-DNN scheme); ``"mean"`` the mean state of the tokens.
+        classifier_dropout: before every head.
+    """
+
+    model_type = "fastkd-multitask-encoder"
+
+    def __init__(
+        self,
+        encoder: PreTrainedConfig | dict[str, Any] | None = None,
+        tasks: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+        pooling: str = "cls",
+        classifier_dropout: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}")
+        if isinstance(encoder, dict):
+            encoder = AutoConfig.for_model(**encoder)
+        self.encoder = encoder
+        self.tasks = {name: {"labels": list(task["labels"])} for name, task in (tasks or {}).items()}
+        self.pooling = pooling
+        self.classifier_dropout = classifier_dropout
+        super().__init__(**kwargs)
+
+
+class MultiTaskEncoder(PreTrainedModel):  # type: ignore[no-untyped-call]
+    """A shared encoder and, per task, dropout and a linear head on the pooled state (the MT-DNN scheme)."""
+
+    config_class = MultiTaskEncoderConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: MultiTaskEncoderConfig) -> None:
+        super().__init__(config)
+        if config.encoder is None:
+            raise ValueError("config.encoder is None; it must be the configuration of an encoder")
+        self.encoder = AutoModel.from_config(config.encoder)  # type: ignore[no-untyped-call]
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        hidden_size = config.encoder.hidden_size
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(hidden_size, len(task["labels"]) or 1) for name, task in config.tasks.items()}
+        )
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_encoder(cls, name_or_path: str, tasks: Sequence[str], **config: Any) -> MultiTaskEncoder:
+        """Fresh heads for ``tasks`` on a pretrained encoder in float32."""
+        encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
+        labels = {name: {"labels": get_task(name).label_names} for name in tasks}
+        model = cls(MultiTaskEncoderConfig(encoder.config, labels, **config))
+        model.encoder = encoder
+        return model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        task: str | None = None,
+    ) -> SequenceClassifierOutput:
+        """Logits (rows, outputs of the task) and, with ``labels``, their mean loss over the rows.
+
+        The loss is cross-entropy, or the squared error of a regression. ``task`` may be left out when the
+        model has one.
+        """
+        task = self._resolve(task)
+        inputs = _encoder_inputs(self.encoder.config, input_ids, attention_mask, token_type_ids)
+        logits = self.heads[task](self.dropout(self._pool(self.encoder(**inputs), attention_mask)))
+        loss = None if labels is None else task_loss(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _resolve(self, task: str | None) -> str:
+        if task is None and len(self.heads) == 1:
+            return next(iter(self.heads))
+        if task is None or task not in self.heads:
+            raise ValueError(f"task is {task!r}; this model has heads for {', '.join(self.heads)}")
+        return task
+
+    def _pool(self, outputs: Any, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        states: torch.Tensor = outputs.last_hidden_state
+        if self.config.pooling == "cls":
+            pooled = getattr(outputs, "pooler_output", None)
+            return states[:, 0] if pooled is None else pooled
+        if attention_mask is None:
+            return states.mean(dim=1)
+        weights = attention_mask.unsqueeze(-1).to(states.dtype)
+        return (states * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def _encoder_inputs(
+    config: PreTrainedConfig,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    token_type_ids: torch.Tensor | None,
+) -> dict[str, torch.Tensor | None]:
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if getattr(config, "type_vocab_size", 0) > 1:  # RoBERTa has one type, DistilBERT and ModernBERT none
+        inputs["token_type_ids"] = token_type_ids
+    return inputs
+
+
+def task_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean over the rows of the cross-entropy, or of the squared error where ``logits`` is (rows, 1)."""
+    if logits.shape[-1] == 1:
+        return nn.functional.mse_loss(logits.squeeze(-1).float(), labels.float())
+    return nn.functional.cross_entropy(logits.float(), labels)
+
+
+class SingleTaskTeacher(nn.Module):
+    """A finished sequence classifier under the multi-task calling convention.
+
+    Its logits come in the order of the task's labels, which are matched by name with the checkpoint's.
+    """
+
+    def __init__(self, model: PreTrainedModel, task: str, label_names: Sequence[str] | None = None) -> None:
+        super().__init__()
+        names = get_task(task).label_names
+        self.model = model
+        self.config = model.config
+        self.config.tasks = {task: {"labels": list(names)}}
+        self.order = _label_order(self.config, task, names, label_names)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        task: str | None = None,
+    ) -> SequenceClassifierOutput:
+        """As ``MultiTaskEncoder.forward``."""
+        only = next(iter(self.config.tasks))
+        if task not in (None, only):
+            raise ValueError(f"task is {task!r}; this teacher knows {only} alone")
+        inputs = _encoder_inputs(self.config, input_ids, attention_mask, token_type_ids)
+        logits = self.model(**inputs).logits[..., self.order]
+        loss = None if labels is None else task_loss(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def _label_order(config: PreTrainedConfig, task: str, names: Sequence[str], stated: Sequence[str] | None) -> list[int]:
+    """For each of the task's labels, the checkpoint's output that stands for it."""
+    own = [str(name) for _, name in sorted((config.id2label or {}).items())] if stated is None else list(stated)
+    if not names:
+        if len(own) != 1:
+            raise ValueError(f"{task} is a regression; a teacher of it has one output, not {len(own)}")
+        return [0]
+    if stated is None and all(name.upper() == f"LABEL_{i}" for i, name in enumerate(own)):
+        raise ValueError(
+            f"the checkpoint does not name its labels ({', '.join(own)}); state the order of its outputs as "
+            f"label_names, some order of {', '.join(names)}"
+        )
+    spelled = [re.sub(r"[\s-]+", "_", name.strip().lower()) for name in own]
+    if len(own) != config.num_labels or sorted(spelled) != sorted(names):
+        raise ValueError(
+            f"{config.num_labels} outputs of the teacher are labelled {', '.join(own)}; "
+            f"the labels of {task} are {', '.join(names)}"
+        )
+    return [spelled.index(name) for name in names]
+
+
+AutoConfig.register(MultiTaskEncoderConfig.model_type, MultiTaskEncoderConfig)
+AutoModelForSequenceClassification.register(MultiTaskEncoderConfig, MultiTaskEncoder)

@@ -1,0 +1,51 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_output(folder: str | Path, needed_bytes: int = 0) -> Path:
+    """The folder as a path, once it is clear that results can be saved there.
+
+    Raises:
+        FileExistsError: it exists and holds something.
+        OSError: it cannot be made or written, or the disk has less than ``needed_bytes`` left.
+    """
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} holds something else; name a new or an empty folder, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent):
+            free = shutil.disk_usage(path.parent).free
+    except OSError as error:
+        raise OSError(f"cannot write to {path.parent}, where {path.name} is to be saved: {error}") from error
+    if free < needed_bytes:
+        raise OSError(f"{path.parent} has {free / 1e6:.0f} MB left; saving {path.name} needs {needed_bytes / 1e6:.0f}")
+    return path
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder, renamed to ``folder`` when the block succeeds and removed when it fails."""
+    path = check_output(folder)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -1,0 +1,130 @@
+"""Teachers: fine-tuning one on several tasks, and loading a finished one."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+
+from fastkd.data.encode import MultiTaskCollator, load_encoded
+from fastkd.data.glue import get_task
+from fastkd.training.classifiers import (
+    MultiTaskEncoder,
+    MultiTaskEncoderConfig,
+    SingleTaskTeacher,
+    task_loss,
+)
+from fastkd.training.output import check_output, new_folder
+from fastkd.training.trainer import MultiTaskTrainer
+
+__all__ = [
+    "MultiTaskEncoder",
+    "MultiTaskEncoderConfig",
+    "SingleTaskTeacher",
+    "has_fast_bf16",
+    "load_teacher",
+    "task_loss",
+    "train_teacher",
+]
+
+
+def load_teacher(
+    path: str | Path, *, task: str | None = None, label_names: Sequence[str] | None = None
+) -> MultiTaskEncoder | SingleTaskTeacher:
+    """A teacher in float32 and eval mode, with ``config.tasks``.
+
+    Args:
+        path: a ``MultiTaskEncoder``, or any checkpoint for ``AutoModelForSequenceClassification``.
+        task: the task of such a checkpoint, one of ``fastkd.data.glue.TASKS``.
+        label_names: the task's labels in the order of the checkpoint's outputs, for one that does not name
+            its labels.
+
+    Raises:
+        ValueError: ``task`` is missing or unknown, or the checkpoint's labels are not the task's.
+    """
+    config = AutoConfig.from_pretrained(path)
+    if isinstance(config, MultiTaskEncoderConfig):
+        if task is not None or label_names is not None:
+            raise ValueError(f"{path} is a multi-task teacher that knows its tasks; leave out task and label_names")
+        teacher: MultiTaskEncoder = MultiTaskEncoder.from_pretrained(path, dtype=torch.float32)
+        teacher.eval()  # type: ignore[no-untyped-call]
+        return teacher
+    if task is None:
+        raise ValueError(f"{path} is a {config.model_type} classifier; say which task it was trained on (task=…)")
+    get_task(task)
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+    return SingleTaskTeacher(model, task, label_names).eval()
+
+
+def train_teacher(
+    name_or_path: str,
+    tasks: Sequence[str],
+    output_dir: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    max_train_rows: int | None = None,
+    max_length: int = 128,
+    pooling: str = "cls",
+    seed: int = 0,
+    bf16: bool | None = None,
+    **arguments: Any,
+) -> dict[str, float]:
+    """Fine-tunes a ``MultiTaskEncoder`` on several tasks together and saves it with its tokenizer.
+
+    Args:
+        name_or_path: encoder on the Hub or in a folder.
+        tasks: names of ``fastkd.data.glue.TASKS``.
+        output_dir: a new or an empty folder; filled at once when training has succeeded, never half written.
+        data_dir, max_train_rows: see ``fastkd.data.glue.load_task``.
+        max_length: tokens of a row, a pair counting as one.
+        pooling: see ``MultiTaskEncoderConfig``.
+        seed: of heads, subset, order and dropout.
+        bf16: autocast to bfloat16; None does so where the processor multiplies bfloat16 natively.
+        **arguments: of ``transformers.TrainingArguments``, over this project's defaults: 3 epochs, 32 rows
+            per batch of similar lengths, AdamW at 5e-5 with weight decay 0.01, warm-up over a tenth of the
+            steps.
+
+    Returns:
+        ``MultiTaskTrainer.evaluate``'s metrics, which are also saved as ``eval_results.json``.
+    """
+    check_output(output_dir)
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    train, validation = load_encoded(tasks, tokenizer, max_length, data_dir, max_train_rows=max_train_rows, seed=seed)
+    torch.manual_seed(seed)
+    model = MultiTaskEncoder.from_encoder(name_or_path, tasks, pooling=pooling)
+    check_output(output_dir, needed_bytes=4 * model.num_parameters())
+    defaults: dict[str, Any] = {
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 64,
+        "learning_rate": 5e-5,
+        "weight_decay": 0.01,
+        "warmup_steps": 0.1,
+        "train_sampling_strategy": "group_by_length",
+        "save_strategy": "no",
+        "seed": seed,
+        "bf16": has_fast_bf16() if bf16 is None else bf16,
+        "use_cpu": not torch.accelerator.is_available(),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        args = TrainingArguments(scratch, **(defaults | arguments))
+        trainer = MultiTaskTrainer(model, args, MultiTaskCollator(tokenizer), train, validation)
+        trainer.train()
+        metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        with new_folder(output_dir) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            (folder / "eval_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def has_fast_bf16() -> bool:
+    """Whether this machine's GPU, or its CPU where there is none, multiplies bfloat16 matrices natively."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
