@@ -67,6 +67,13 @@ float sum(const float* values, int64_t n) {
   return (float)total;
 }
 
+// The public function checks labels too, with a better message; here nothing but a read out of bounds is at stake.
+void check_labels(const KlDivTask& task) {
+  for (int64_t i = 0; task.labels && i < task.rows; ++i)
+    STD_TORCH_CHECK((task.valid && !task.valid[i]) || (task.labels[i] >= 0 && task.labels[i] < task.vocabulary),
+                    "fastkd::kl_div: labels must lie in [0, V) in valid rows");
+}
+
 std::tuple<Tensor, Tensor, Tensor> kl_div(const Tensor& student_in, const Tensor& teacher_in,
                                           std::optional<Tensor> row_temperature, double temperature, int64_t divergence,
                                           double beta, std::optional<Tensor> valid, std::optional<Tensor> labels,
@@ -121,6 +128,7 @@ std::tuple<Tensor, Tensor, Tensor> kl_div(const Tensor& student_in, const Tensor
   task.divergence = (Divergence)divergence;
   // Half precision would flush a gradient divided by the count to zero: there the division comes after, in Python.
   task.grad_scale = task.dtype == Dtype::float16 ? 1.0f : (float)scale;
+  check_labels(task);
   if (rows > 0) run(task);
   if (reduction != kNone) *(float*)loss.mutable_data_ptr() = (float)(scale * sum(per_row, rows));
   return {loss, grad, stats};

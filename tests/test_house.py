@@ -1,0 +1,152 @@
+"""The house itself: cheap import, the stem as address, a clean binary, honest fallbacks, a README that runs."""
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastkd import ops
+from fastkd.ops import _extension
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def python(code: str, **environment: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd="/", env=ENVIRONMENT | environment
+    ).stdout
+
+
+def test_import_loads_neither_torch_nor_transformers():
+    loaded = python("import fastkd, sys; dir(fastkd); print(*sys.modules)").split()
+    assert "fastkd" in loaded
+    assert not {"torch", "transformers", "datasets", "numpy"} & set(loaded)
+
+
+def test_public_names_resolve():
+    import fastkd
+
+    for name in fastkd.__all__:
+        assert getattr(fastkd, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = fastkd.no_such_name
+
+
+def test_kernels_folder_never_shadows_another_package():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert (ROOT / "fastkd" / "kernels").resolve() == ROOT / "kernels"
+
+
+@pytest.mark.parametrize("op", ops.__all__)
+def test_the_stem_is_the_address(op):
+    layers = ("fastkd/losses", "fastkd/reference", "fastkd/ops", "kernels", "benchmarks")
+    for path in (*(f"{layer}/{op}.py" for layer in layers), f"csrc/cpu/{op}.cpp", f"tests/test_{op}.py"):
+        assert (ROOT / path).is_file(), path
+
+
+def test_module_tells_what_is_built():
+    text = subprocess.run(
+        [sys.executable, "-m", "fastkd"], check=True, capture_output=True, text=True, env=ENVIRONMENT
+    ).stdout
+    expected = "cpu" if _extension.fused_backend("cpu")[0] else "reference"
+    assert re.search(rf"kl_div\s+cpu\s+{expected}", text)
+
+
+@pytest.mark.skipif("fastkd._C" in _extension.problems, reason="the compiled module is not built")
+def test_binary_uses_the_stable_abi_alone():
+    (binary,) = (ROOT / "fastkd").glob("_C*.so")
+    symbols = subprocess.run(["nm", "-D", "-C", "--undefined-only", binary], check=True, capture_output=True, text=True)
+    assert "aoti_torch" in symbols.stdout
+    assert not re.findall(r"\b(?:c10|at)::", symbols.stdout)
+
+
+def test_a_compiled_module_of_another_version_is_refused():
+    with pytest.raises(ImportError, match="another version"):
+        _extension.define("kl_div", "(Tensor student) -> Tensor")
+
+
+@pytest.fixture
+def nothing_built(monkeypatch):
+    monkeypatch.setattr(_extension, "problems", {"fastkd._C": "not built here"})
+    monkeypatch.setattr(_extension, "_chosen", {})
+
+
+def test_without_kernels_the_reference_answers_and_says_so_once(nothing_built, caplog):
+    from fastkd.losses import kl_div
+
+    student, teacher = torch.randn(2, 4, 9).unbind()
+    with caplog.at_level(logging.WARNING, "fastkd"):
+        losses = [kl_div(student, teacher) for _ in range(2)]
+    assert len(caplog.records) == 1
+    assert "not built here" in caplog.text
+    assert torch.allclose(losses[0], kl_div(student.double(), teacher.double()).float())
+
+
+def test_strict_mode_raises_instead(nothing_built, monkeypatch):
+    monkeypatch.setenv("FASTKD_STRICT", "1")
+    with pytest.raises(RuntimeError, match="not built here"):
+        _extension.backend("kl_div", "cpu", torch.float32)
+
+
+def test_backend_variable(nothing_built, monkeypatch):
+    monkeypatch.setenv("FASTKD_BACKEND", "fast")
+    with pytest.raises(ValueError, match="FASTKD_BACKEND"):
+        _extension.backend("kl_div", "cpu", torch.float32)
+    monkeypatch.setenv("FASTKD_BACKEND", "reference")
+    assert _extension.backend("kl_div", "cpu", torch.float32) == "reference"
+
+
+def test_the_readmes_training_loop_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    loop = next(block for block in blocks if "from fastkd.losses import kl_div" in block)
+    namespace = {}
+    exec(loop, namespace)
+    assert namespace["losses"][-1] < 0.5 * namespace["losses"][0]
+
+
+def test_an_unknown_build_is_refused():
+    for build, message in (("fast", "must be one of"), ("cuda", "CUDA")):
+        done = subprocess.run(
+            [sys.executable, "setup.py", "--version"],
+            cwd=ROOT,
+            env=os.environ | {"FASTKD_BUILD": build},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode != 0
+        assert message in done.stderr
+
+
+@pytest.mark.slow
+def test_sdist_to_wheel_to_import_elsewhere(tmp_path):
+    source = tmp_path / "source"
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
+    for name in filter(None, names):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, source / name, follow_symlinks=False)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path)]
+    subprocess.run([*build, "--sdist", str(source)], check=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    subprocess.run([*build, "--wheel", str(unpacked)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "cp310-abi3" in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        packed = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert "fastkd/kernels/kl_div.py" in packed
+    assert not [name for name in packed if name.startswith(("kernels/", "tests/", "benchmarks/"))]
+    code = "import torch; from fastkd.losses import kl_div; x = torch.randn(2, 9); assert kl_div(x, x) == 0"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "FASTKD_STRICT": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)

@@ -1,0 +1,43 @@
+"""Mutants of kl_div: each is one plausible mistake, and the tests must notice every one of them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+KERNEL = "csrc/simd/kl_div.h"
+MUTANTS = {
+    "the reference drops T²": ("fastkd/reference/kl_div.py", "temperature.squeeze(-1).square()", "1.0"),
+    "the reference swaps the roles": ("fastkd/reference/kl_div.py", "(finite_t - finite_s)", "(finite_s - finite_t)"),
+    "the mask is ignored": ("fastkd/losses/_checks.py", "valid = mask if valid is None else valid & mask", "pass"),
+    "the normalizer is ignored": ("fastkd/ops/kl_div.py", "if normalizer is not None:", "if False:"),
+    "the gradient is not scaled": ("fastkd/ops/kl_div.py", "(grad * grad_loss)", "grad"),
+    "the kernel drops T²": (KERNEL, "const Vec square = task.scale_by_temperature ?", "const Vec square = false ?"),
+    "the kernel swaps the roles": (KERNEL, "fma(e_t, b - a, part_cross)", "fma(e_s, b - a, part_cross)"),
+    "the tail is one column short": (KERNEL, "tail(task.vocabulary % kLanes)", "tail(task.vocabulary % kLanes - 1)"),
+    "maxima are not carried on": (KERNEL, "sum_s *= decay_s;", ""),
+    "infinite rows are missed": (KERNEL, "s.infinite |= Tile::all_max(excluded) > 0.0f;", ""),
+    "the label is off by one": (KERNEL, "label[k] = (float)task.labels[r];", "label[k] = (float)task.labels[r] + 1;"),
+    "the mixture forgets beta": (KERNEL, "larger = select(r > none, beta, 1.0f - beta)", "larger = beta"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_killed(name, tmp_path):
+    path, old, new = MUTANTS[name]
+    tree = tmp_path / "fastkd"
+    ignore = shutil.ignore_patterns(".venv", ".git", "build", "demo", "__pycache__", "results")
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=ignore)
+    text = (tree / path).read_text()
+    assert text.count(old) == 1, "the mutant no longer fits the code"
+    (tree / path).write_text(text.replace(old, new))
+    if path.startswith("csrc"):
+        subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=tree, check=True)
+    tests = [sys.executable, "-m", "pytest", "-x", "tests/test_kl_div.py", "-k", "not instruction_set and not inductor"]
+    done = subprocess.run(tests, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True)
+    assert done.returncode == 1, f"{name}: survived\n{done.stdout[-2000:]}"
