@@ -91,10 +91,10 @@ std::tuple<Tensor, Tensor, Tensor> kl_div(const Tensor& student_in, const Tensor
 
   const Tensor grad = need_grad ? new_empty(student, {rows, vocabulary}) : new_empty(student, {0});
   if (need_grad) prefer_huge_pages(grad.mutable_data_ptr(), grad.numel() * grad.element_size());
-  const Tensor stats = need_stats ? new_zeros(student, {4, rows}, ScalarType::Float)
-                                  : new_empty(student, {0}, ScalarType::Float);
-  Tensor loss = reduction == kNone ? new_zeros(student, {rows}, ScalarType::Float)
-                                   : new_empty(student, {}, ScalarType::Float);
+  const Tensor stats =
+      need_stats ? new_zeros(student, {4, rows}, ScalarType::Float) : new_empty(student, {0}, ScalarType::Float);
+  Tensor loss =
+      reduction == kNone ? new_zeros(student, {rows}, ScalarType::Float) : new_empty(student, {}, ScalarType::Float);
   std::unique_ptr<float[]> scratch(reduction == kNone ? nullptr : new float[rows]());
   float* per_row = reduction == kNone ? (float*)loss.mutable_data_ptr() : scratch.get();
 

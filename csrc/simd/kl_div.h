@@ -1,15 +1,18 @@
 // KL and JSD of two rows of logits with the gradient, compiled once per target.
 //
 // A tile is kLanes lanes wide. Long rows take one tile each, its lanes being neighbouring columns (LongRow); short rows
-// share one, its lanes being neighbouring rows (ShortRows). Both run the same arithmetic: they differ only in how a step
-// is loaded and in whether a statistic is folded across the lanes.
+// share one, its lanes being neighbouring rows (ShortRows). Both run the same arithmetic: they differ only in how a
+// step is loaded and in whether a statistic is folded across the lanes.
 //
-// Logits enter as u = (z - reference) * log2(e) / T, so that offsets cancel before anything is summed, and columns that
-// do not exist (-inf) as kLowest, which keeps differences of two of them at 0. The first sweep streams the row from
-// memory once, with running maxima per lane; the second finds it in the L2 cache.
+// Exponents are (z - maximum) / T, and the cross term sums e * (a_t - a_s) with a = z - reference, so that offsets
+// cancel before anything is rounded. A column that does not exist (-inf; the padding of a last partial step too) has
+// a = kLowest, which keeps the difference of two of them at 0. The first sweep streams the row from memory once, with
+// running maxima per lane; the second finds it in the L2 cache.
 namespace {
 
-constexpr int64_t kBlock = 64;  // steps per running maximum: long enough to hide its cost, short enough for L1
+constexpr float kLowest = -1e30f;
+constexpr int64_t kBlock =
+    32;  // steps per running maximum and partial sum: hides their cost, fits L1, keeps sums exact
 
 template <class T>
 struct LongRow {
@@ -18,8 +21,8 @@ struct LongRow {
   T* grad;
   int64_t full, tail;  // whole steps, and columns in the last partial one
 
-  LongRow(const KlDivTask& task, int64_t row)
-      : student((const T*)task.student + row * task.student_stride),
+  LongRow(const KlDivTask& task, int64_t row, const T* first)
+      : student(first + row * task.student_stride),
         teacher((const T*)task.teacher + row * task.teacher_stride),
         grad(task.grad ? (T*)task.grad + row * task.vocabulary : nullptr),
         full(task.vocabulary / kLanes),
@@ -34,6 +37,11 @@ struct LongRow {
     if (end > full) f(full, load_tail(student + full * kLanes, tail), load_tail(teacher + full * kLanes, tail));
   }
 
+  // x with the padding of the last partial step replaced by 0.
+  Vec present(int64_t i, Vec x) const {
+    return i < full ? x : select(column(i) < splat((float)(full * kLanes + tail)), x, Vec{});
+  }
+
   void prefetch(int64_t i) const {
     __builtin_prefetch(student + i * kLanes);
     __builtin_prefetch(teacher + i * kLanes);
@@ -46,7 +54,7 @@ struct LongRow {
       store_tail(grad + full * kLanes, g, tail);
   }
 
-  void finish() const {}
+  void finish(T*) const {}
 
   Vec column(int64_t i) const {
     Vec v;
@@ -55,27 +63,30 @@ struct LongRow {
   }
 
   static Vec all_max(Vec v) { return splat(fold_max(v)); }
+  static Vec at_max(Vec v, Vec of) {
+    int best = 0;
+    for (int k = 1; k < kLanes; ++k) best = v[k] > v[best] ? k : best;
+    return splat(of[best]);
+  }
   static Vec all_min(Vec v) { return splat(fold_min(v)); }
   static Vec all_sum(Vec v) { return splat(fold_sum(v)); }
 };
 
-template <class T>
 struct ShortRows {
   static constexpr int64_t kRows = kLanes;
   static constexpr int64_t kColumns = 256;  // longest row that is worth transposing: both tiles then fit L1
   float student[kColumns][kLanes];
   mutable float teacher[kColumns][kLanes];  // the gradient takes its place, step by step
-  T* grad;
-  int64_t columns, rows;
+  int64_t columns, first, rows;
 
-  ShortRows(const KlDivTask& task, int64_t row)
-      : grad(task.grad ? (T*)task.grad + row * task.vocabulary : nullptr),
-        columns(task.vocabulary),
-        rows(task.rows - row < kLanes ? task.rows - row : kLanes) {
-    gather(student, (const T*)task.student + row * task.student_stride, task.student_stride);
+  template <class T>
+  ShortRows(const KlDivTask& task, int64_t row, const T* student_logits)
+      : columns(task.vocabulary), first(row), rows(task.rows - row < kLanes ? task.rows - row : kLanes) {
+    gather(student, student_logits + row * task.student_stride, task.student_stride);
     gather(teacher, (const T*)task.teacher + row * task.teacher_stride, task.teacher_stride);
   }
 
+  template <class T>
   void gather(float (*lanes)[kLanes], const T* p, int64_t stride) const {
     int64_t i = 0;
     for (; rows == kLanes && i + kLanes <= columns; i += kLanes) {
@@ -95,11 +106,15 @@ struct ShortRows {
     for (int64_t i = begin; i < end; ++i) f(i, load(student[i]), load(teacher[i]));
   }
 
+  Vec present(int64_t, Vec x) const { return x; }
+
   void prefetch(int64_t) const {}
 
   void put(int64_t i, Vec g) const { store(teacher[i], g); }
 
-  void finish() const {
+  template <class T>
+  void finish(T* all) const {
+    T* grad = all + first * columns;
     int64_t i = 0;
     for (; rows == kLanes && i + kLanes <= columns; i += kLanes) {
       Vec v[kLanes];
@@ -117,66 +132,79 @@ struct ShortRows {
   Vec column(int64_t i) const { return splat((float)i); }
 
   static Vec all_max(Vec v) { return v; }
+  static Vec at_max(Vec, Vec of) { return of; }
   static Vec all_min(Vec v) { return v; }
   static Vec all_sum(Vec v) { return v; }
 };
 
 // Statistics of a tile, equal in all lanes that belong to one row.
 struct Sums {
-  Vec scale;                    // log2(e) / T
-  Vec shift_s, shift_t;         // -reference * scale
-  Vec max_s, max_t;             // of u
-  Vec sum_s, sum_t;             // of 2^(u - max)
-  Vec cross;                    // of 2^(u_t - max_t) * (u_t - u_s); reverse: the other way round
-  VecInt empty_s, empty_t;      // no column exists
-  VecInt infinite;              // one model excludes what the other allows
-  Vec u_s(Vec x) const { return max(splat(kLowest), fma(x, scale, shift_s)); }
-  Vec u_t(Vec y) const { return max(splat(kLowest), fma(y, scale, shift_t)); }
+  Vec inverse_t;            // 1 / T
+  Vec scale;                // log2(e) / T
+  Vec origin_s, origin_t;   // references of a
+  Vec max_s, max_t;         // of z; 0 where no column exists
+  Vec sum_s, sum_t;         // of e^((z - max) / T)
+  Vec cross;                // of e^((z_t - max_t) / T) * (a_t - a_s); reverse: the other way round
+  VecInt empty_s, empty_t;  // no column exists
+  VecInt infinite;          // one model excludes what the other allows
+  Vec a_s(Vec x) const { return max(splat(kLowest), x - origin_s); }
+  Vec a_t(Vec y) const { return max(splat(kLowest), y - origin_t); }
+  Vec power_s(Vec x) const { return exp2((x - max_s) * scale); }
+  Vec power_t(Vec y) const { return exp2((y - max_t) * scale); }
+  // Logarithm of the student's normaliser less that of the teacher.
+  Vec gap() const { return fma((max_s - origin_s) - (max_t - origin_t), inverse_t, log(sum_s / sum_t)); }
 };
 
 inline Vec zero_if_none(Vec maximum) { return select(maximum == -kInfinity, Vec{}, maximum); }
 
 template <Divergence D, class Tile>
-Sums sweep(const Tile& tile, Vec scale) {
+Sums sweep(const Tile& tile, Vec temperature) {
   Sums s{};
-  s.scale = scale;
+  s.inverse_t = 1.0f / temperature;
+  s.scale = kLog2e / temperature;
   const int64_t steps = tile.steps();
   Vec top_s = splat(-kInfinity), top_t = top_s, low = splat(kInfinity);
-  Vec max_s{}, max_t{}, sum_s{}, sum_t{}, cross{};
+  Vec sum_s{}, sum_t{}, cross{}, beside{};
   for (int64_t begin = 0; begin < steps; begin += kBlock) {
     const int64_t end = begin + kBlock < steps ? begin + kBlock : steps;
-    tile.each(begin, end, [&](int64_t, Vec x, Vec y) {
+    tile.each(begin, end, [&](int64_t i, Vec x, Vec y) {
+      if (D == Divergence::reverse) beside = select(x > top_s, y, beside);
       top_s = max(x, top_s);
       top_t = max(y, top_t);
-      low = min(D == Divergence::reverse ? y : x, low);
+      low = min(tile.present(i, D == Divergence::reverse ? y : x), low);
     });
     if (begin == 0) {
-      s.shift_s = -zero_if_none(Tile::all_max(top_s)) * scale;
-      s.shift_t = -zero_if_none(Tile::all_max(top_t)) * scale;
-      max_s = s.u_s(zero_if_none(top_s));
-      max_t = s.u_t(zero_if_none(top_t));
+      s.origin_s = zero_if_none(Tile::all_max(top_s));
+      // What the student is surest of weighs most in the reverse divergence: there a_t - a_s should be small.
+      s.origin_t = zero_if_none(D == Divergence::reverse ? Tile::at_max(top_s, beside) : Tile::all_max(top_t));
+      s.max_s = zero_if_none(top_s);
+      s.max_t = zero_if_none(top_t);
     } else {
-      const Vec new_s = s.u_s(zero_if_none(top_s)), new_t = s.u_t(zero_if_none(top_t));
-      const Vec decay_s = exp2(max_s - new_s), decay_t = exp2(max_t - new_t);
+      const Vec old_s = s.max_s, old_t = s.max_t;
+      s.max_s = zero_if_none(top_s);
+      s.max_t = zero_if_none(top_t);
+      const Vec decay_s = s.power_s(old_s), decay_t = s.power_t(old_t);
       sum_s *= decay_s;
       sum_t *= decay_t;
       cross *= D == Divergence::reverse ? decay_s : decay_t;
-      max_s = new_s;
-      max_t = new_t;
     }
+    Vec part_s{}, part_t{}, part_cross{};
     tile.each(begin, end, [&](int64_t i, Vec x, Vec y) {
       tile.prefetch(i + kBlock);
-      const Vec u = s.u_s(x), w = s.u_t(y);
-      const Vec e_s = exp2(u - max_s), e_t = exp2(w - max_t);
-      sum_s += e_s;
-      sum_t += e_t;
-      if (D == Divergence::forward) cross = fma(e_t, w - u, cross);
-      if (D == Divergence::reverse) cross = fma(e_s, u - w, cross);
+      const Vec a = s.a_s(x), b = s.a_t(y), e_s = s.power_s(x), e_t = s.power_t(y);
+      part_s += e_s;
+      part_t += e_t;
+      if (D == Divergence::forward) part_cross = fma(e_t, b - a, part_cross);
+      if (D == Divergence::reverse) part_cross = fma(e_s, a - b, part_cross);
     });
+    sum_s += part_s;
+    sum_t += part_t;
+    cross += part_cross;
   }
-  s.max_s = Tile::all_max(max_s);
-  s.max_t = Tile::all_max(max_t);
-  const Vec decay_s = exp2(max_s - s.max_s), decay_t = exp2(max_t - s.max_t);
+  const Vec old_s = s.max_s, old_t = s.max_t;
+  s.max_s = zero_if_none(Tile::all_max(top_s));
+  s.max_t = zero_if_none(Tile::all_max(top_t));
+  const Vec decay_s = s.power_s(old_s), decay_t = s.power_t(old_t);
   s.sum_s = Tile::all_sum(sum_s * decay_s);
   s.sum_t = Tile::all_sum(sum_t * decay_t);
   s.cross = Tile::all_sum(cross * (D == Divergence::reverse ? decay_s : decay_t));
@@ -194,36 +222,45 @@ Sums sweep(const Tile& tile, Vec scale) {
   return s;
 }
 
-// Both halves of the Jensen-Shannon divergence, in bits.
+// The Jensen-Shannon divergence from r = log(p_t / p_s): what is small is never a difference of logarithms.
 struct Mixture {
-  Vec beta, log_s, log_t;  // log_*: max + log2(sum), so that log2 p = u - log_*
-  Vec to_teacher, to_student;
-  Vec log_m(Vec log_ps, Vec log_pt) const {
-    const Vec m = fma(beta, exp2(log_pt), (1.0f - beta) * exp2(log_ps));
-    return log2(max(splat(0x1p-126f), m));
+  Vec beta, per_s, per_t, gap;  // 1 / sums, and the gap of the normalisers
+  Vec loss, to_student;         // the divergence, and KL(p_s | m)
+
+  struct Point {
+    Vec p_s, p_t, to_s, to_t;  // to_*: log(p_* / m)
+  };
+  Point at(const Sums& s, Vec x, Vec y) const {
+    const Vec none{}, r = fma(s.a_t(y) - s.a_s(x), s.inverse_t, gap), up = max(none, r), down = min(none, r);
+    const Vec quotient = exp2((down - up) * kLog2e), larger = select(r > none, beta, 1.0f - beta);
+    const Vec to_larger = -log(fma(1.0f - larger, quotient, larger));
+    return {s.power_s(x) * per_s, s.power_t(y) * per_t, to_larger - up, to_larger + down};
   }
 };
 
 template <class Tile>
 Mixture mix(const Tile& tile, const Sums& s, float beta) {
-  Mixture m{};
-  m.beta = splat(beta);
-  m.log_s = s.max_s + log2(s.sum_s);
-  m.log_t = s.max_t + log2(s.sum_t);
-  Vec to_teacher{}, to_student{};
-  tile.each(0, tile.steps(), [&](int64_t, Vec x, Vec y) {
-    const Vec log_ps = s.u_s(x) - m.log_s, log_pt = s.u_t(y) - m.log_t, log_m = m.log_m(log_ps, log_pt);
-    to_teacher = fma(exp2(log_pt), log_pt - log_m, to_teacher);
-    to_student = fma(exp2(log_ps), log_ps - log_m, to_student);
-  });
-  m.to_teacher = Tile::all_sum(to_teacher);
+  Mixture m{splat(beta), 1.0f / s.sum_s, 1.0f / s.sum_t, s.gap(), Vec{}, Vec{}};
+  Vec loss{}, to_student{};
+  for (int64_t begin = 0; begin < tile.steps(); begin += kBlock) {
+    Vec part{}, part_student{};
+    tile.each(begin, begin + kBlock < tile.steps() ? begin + kBlock : tile.steps(), [&](int64_t, Vec x, Vec y) {
+      const Mixture::Point p = m.at(s, x, y);
+      const Vec student = p.p_s * p.to_s;
+      part = fma(m.beta, p.p_t * p.to_t, fma(1.0f - m.beta, student, part));
+      part_student += student;
+    });
+    loss += part;
+    to_student += part_student;
+  }
+  m.loss = Tile::all_sum(loss);
   m.to_student = Tile::all_sum(to_student);
   return m;
 }
 
 // What the hard labels and the statistics need besides: softmax at T = 1, entropies and the most likely columns.
 struct Extras {
-  Vec max_1, sum_1;  // of z * log2(e), and of 2^(z * log2(e) - max_1)
+  Vec top, sum_1;  // of z, and of e^(z - top)
   Vec entropy_s, entropy_t, agreement;
 };
 
@@ -243,32 +280,30 @@ Extras look(const Tile& tile, const Sums& s) {
   const Vec first_s = Tile::all_min(select(top_s == best_s, arg_s, beyond));
   const Vec first_t = Tile::all_min(select(top_t == best_t, arg_t, beyond));
   e.agreement = select(first_s == first_t, splat(1.0f), Vec{});
-  e.max_1 = zero_if_none(best_s) * kLog2e;
+  e.top = zero_if_none(best_s);
   Vec sum_1{}, surprise_s{}, surprise_t{};
   tile.each(0, steps, [&](int64_t, Vec x, Vec y) {
-    const Vec u = s.u_s(x) - s.max_s, w = s.u_t(y) - s.max_t;
-    sum_1 += exp2(max(splat(kLowest), fma(x, splat(kLog2e), -e.max_1)));
-    surprise_s = fma(exp2(u), u, surprise_s);
-    surprise_t = fma(exp2(w), w, surprise_t);
+    sum_1 += exp2((x - e.top) * kLog2e);
+    surprise_s = fma(s.power_s(x), max(splat(kLowest), x - s.max_s), surprise_s);
+    surprise_t = fma(s.power_t(y), max(splat(kLowest), y - s.max_t), surprise_t);
   });
   e.sum_1 = Tile::all_sum(sum_1);
-  e.entropy_s = kLn2 * (log2(s.sum_s) - Tile::all_sum(surprise_s) / s.sum_s);
-  e.entropy_t = kLn2 * (log2(s.sum_t) - Tile::all_sum(surprise_t) / s.sum_t);
+  e.entropy_s = log(s.sum_s) - Tile::all_sum(surprise_s) / s.sum_s * s.inverse_t;
+  e.entropy_t = log(s.sum_t) - Tile::all_sum(surprise_t) / s.sum_t * s.inverse_t;
   return e;
 }
 
 // Rows of a tile as the lanes see them: labels, temperatures, validity.
-template <class Tile>
 struct Lanes {
   Vec temperature, label, label_logit;
   VecInt valid;
 
   template <class T>
-  Lanes(const KlDivTask& task, int64_t row, const T* student)
+  Lanes(const KlDivTask& task, int64_t row, int64_t rows, const T* student)
       : temperature(splat(task.temperature)), label(splat(-1.0f)), label_logit(Vec{}), valid(VecInt{} - 1) {
     if (task.valid == nullptr && task.row_temperature == nullptr && task.labels == nullptr) return;
     for (int k = 0; k < kLanes; ++k) {
-      const int64_t r = Tile::kRows == 1 ? row : row + k < task.rows ? row + k : row;
+      const int64_t r = rows > 1 && row + k < task.rows ? row + k : row;
       if (task.valid) valid[k] = -(int)task.valid[r];
       if (task.row_temperature) temperature[k] = task.row_temperature[r];
       if (task.labels == nullptr || !valid[k]) continue;
@@ -279,20 +314,17 @@ struct Lanes {
 };
 
 // The gradient in the student's logits: per * d(divergence) + hard * d(cross-entropy).
-template <Divergence D, class Tile, class L>
-void gradient(const Tile& tile, const Sums& s, const Mixture& m, const Extras& e, const L& lanes, VecInt alive, Vec per,
-              float hard) {
+template <Divergence D, class Tile>
+void gradient(const Tile& tile, const Sums& s, const Mixture& m, const Extras& e, const Lanes& lanes, VecInt alive,
+              Vec per, float hard) {
   const Vec of_s = per / s.sum_s, minus_t = -per / s.sum_t, mean_cross = s.cross / s.sum_s;
-  const Vec bits_s = of_s * kLn2, pull = (1.0f - m.beta) * per * kLn2;
+  const Vec of_nats = of_s * s.inverse_t, pull = (1.0f - m.beta) * per;
   const bool whole = hard == 0.0f && fold_min(select(alive, splat(1.0f), Vec{})) > 0.0f;
-  const Vec base_s = s.shift_s - s.max_s, base_t = s.shift_t - s.max_t;
   const auto soft = [&](Vec x, Vec y) {
-    if (D == Divergence::forward)
-      return fma(exp2(fma(x, s.scale, base_s)), of_s, exp2(fma(y, s.scale, base_t)) * minus_t);
-    const Vec u = s.u_s(x), w = s.u_t(y);
-    if (D == Divergence::reverse) return exp2(u - s.max_s) * bits_s * ((u - w) - mean_cross);
-    const Vec log_ps = u - m.log_s, log_pt = w - m.log_t;
-    return pull * exp2(log_ps) * ((log_ps - m.log_m(log_ps, log_pt)) - m.to_student);
+    if (D == Divergence::forward) return fma(s.power_s(x), of_s, s.power_t(y) * minus_t);
+    if (D == Divergence::reverse) return s.power_s(x) * of_nats * ((s.a_s(x) - s.a_t(y)) - mean_cross);
+    const Mixture::Point p = m.at(s, x, y);
+    return pull * p.p_s * (p.to_s - m.to_student);
   };
   if (whole) {
     tile.each(0, tile.steps(), [&](int64_t i, Vec x, Vec y) { tile.put(i, soft(x, y)); });
@@ -302,7 +334,7 @@ void gradient(const Tile& tile, const Sums& s, const Mixture& m, const Extras& e
   tile.each(0, tile.steps(), [&](int64_t i, Vec x, Vec y) {
     Vec g = soft(x, y);
     if (hard != 0.0f) {
-      g += exp2(max(splat(kLowest), fma(x, splat(kLog2e), -e.max_1))) * of_1;
+      g += exp2((x - e.top) * kLog2e) * of_1;
       g -= select(tile.column(i) == lanes.label, splat(hard), Vec{});
     }
     tile.put(i, select(alive, g, Vec{}));
@@ -314,32 +346,24 @@ void write(float* out, int64_t row, int64_t rows, Vec v) {
   for (int64_t k = 0; k < Tile::kRows && row + k < rows; ++k) out[row + k] = v[k];
 }
 
-template <Divergence D, class T, template <class> class Layout>
-void rows_of_tile(const KlDivTask& task, int64_t row) {
-  using Tile = Layout<T>;
-  const Tile tile(task, row);
-  const Lanes<Tile> lanes(task, row, (const T*)task.student);
-  if (Tile::kRows == 1 && !lanes.valid[0]) {
-    if (task.grad) std::memset(tile.grad, 0, task.vocabulary * sizeof(T));
-    return;
-  }
-  const Sums s = sweep<D>(tile, kLog2e / lanes.temperature);
+template <Divergence D, class Tile>
+void compute(const KlDivTask& task, int64_t row, const Tile& tile, const Lanes& lanes) {
+  const Sums s = sweep<D>(tile, lanes.temperature);
   Mixture m{};
   if (D == Divergence::jsd) m = mix(tile, s, task.beta);
   const float hard = task.labels ? task.cross_entropy_weight : 0.0f;
   Extras e{};
   if (hard != 0.0f || task.stats) e = look(tile, s);
 
-  const Vec gap = (s.max_s - s.max_t) + (log2(s.sum_s) - log2(s.sum_t));
-  Vec bits = D == Divergence::forward   ? s.cross / s.sum_t + gap
-             : D == Divergence::reverse ? s.cross / s.sum_s - gap
-                                        : m.beta * m.to_teacher + (1.0f - m.beta) * m.to_student;
+  const Vec nats = D == Divergence::forward   ? fma(s.cross / s.sum_t, s.inverse_t, s.gap())
+                   : D == Divergence::reverse ? fma(s.cross / s.sum_s, s.inverse_t, -s.gap())
+                                              : m.loss;
   const Vec square = task.scale_by_temperature ? lanes.temperature * lanes.temperature : splat(1.0f);
-  Vec loss = bits * kLn2 * square;
+  Vec loss = nats * square;
   Vec cross_entropy{};
   VecInt infinite = s.infinite;
   if (e.sum_1[0] != 0.0f && task.labels) {
-    cross_entropy = kLn2 * (e.max_1 + log2(e.sum_1)) - lanes.label_logit;
+    cross_entropy = log(e.sum_1) + (e.top - lanes.label_logit);
     if (hard != 0.0f) {
       loss += hard * cross_entropy;
       infinite |= (lanes.label_logit == -kInfinity) & ~s.empty_s;
@@ -353,26 +377,30 @@ void rows_of_tile(const KlDivTask& task, int64_t row) {
     const Vec stats[] = {cross_entropy, e.entropy_s, e.entropy_t, e.agreement};
     for (int k = 0; k < 4; ++k) write<Tile>(task.stats + k * task.rows, row, task.rows, select(seen, stats[k], Vec{}));
   }
-  if (task.grad) {
+  if (task.grad)
     gradient<D>(tile, s, m, e, lanes, alive, square / lanes.temperature * task.grad_scale, hard * task.grad_scale);
-    tile.finish();
-  }
 }
 
-template <class T, template <class> class Layout>
-void rows_as(const KlDivTask& task, int64_t begin, int64_t end) {
-  const auto run = task.divergence == Divergence::forward   ? rows_of_tile<Divergence::forward, T, Layout>
-                   : task.divergence == Divergence::reverse ? rows_of_tile<Divergence::reverse, T, Layout>
-                                                            : rows_of_tile<Divergence::jsd, T, Layout>;
-  for (int64_t row = begin; row < end; row += Layout<T>::kRows) run(task, row);
+template <class Tile, class T>
+void tiles(const KlDivTask& task, int64_t begin, int64_t end, const T* student, T* grad) {
+  const auto run = task.divergence == Divergence::forward   ? compute<Divergence::forward, Tile>
+                   : task.divergence == Divergence::reverse ? compute<Divergence::reverse, Tile>
+                                                            : compute<Divergence::jsd, Tile>;
+  for (int64_t row = begin; row < end; row += Tile::kRows) {
+    if (Tile::kRows == 1 && task.valid && !task.valid[row]) {
+      if (grad) std::memset(grad + row * task.vocabulary, 0, task.vocabulary * sizeof(T));
+      continue;
+    }
+    const Tile tile(task, row, student);
+    run(task, row, tile, Lanes(task, row, Tile::kRows, student));
+    if (grad) tile.finish(grad);
+  }
 }
 
 template <class T>
 void rows_of(const KlDivTask& task, int64_t begin, int64_t end) {
-  if (task.vocabulary <= ShortRows<T>::kColumns)
-    rows_as<T, ShortRows>(task, begin, end);
-  else
-    rows_as<T, LongRow>(task, begin, end);
+  const bool narrow = task.vocabulary <= ShortRows::kColumns;
+  (narrow ? tiles<ShortRows, T> : tiles<LongRow<T>, T>)(task, begin, end, (const T*)task.student, (T*)task.grad);
 }
 
 }  // namespace

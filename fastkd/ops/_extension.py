@@ -2,7 +2,6 @@
 
 import logging
 import os
-from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -11,6 +10,7 @@ import torch
 BACKENDS = ("cpu", "triton", "reference")
 
 logger = logging.getLogger("fastkd")
+_chosen: dict[tuple[str, str, torch.dtype], str] = {}
 problems: dict[str, str] = {}
 """Why a compiled part is missing, by module name; shown by ``python -m fastkd``."""
 
@@ -50,9 +50,16 @@ def fused_backend(device_type: str) -> tuple[str | None, str]:
     return None, f"no kernels for device type {device_type!r}"
 
 
-@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def backend(op: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend that answers ``op``; falls back to the reference with one warning, or raises under FASTKD_STRICT."""
+    key = (op, device_type, dtype)
+    if key not in _chosen:
+        _chosen[key] = _choose(op, device_type, dtype)
+    return _chosen[key]
+
+
+def _choose(op: str, device_type: str, dtype: torch.dtype) -> str:
     if dtype == torch.float64:
         return "reference"
     forced = os.environ.get("FASTKD_BACKEND", "auto")

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastkd import reference
 from fastkd.ops import _extension
@@ -125,15 +124,20 @@ class _KLDiv(torch.autograd.Function):
         return loss, stats
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        compiling = torch.compiler.is_compiling()
+        if torch.is_grad_enabled() and not compiling:
+            raise RuntimeError(
+                "the fused kl_div has no second derivative, which create_graph=True asks for: "
+                "use float64 logits or FASTKD_BACKEND=reference"
+            )
         grad, denominator = ctx.saved_tensors
         if ctx.reduction == NONE:
             grad_loss = grad_loss[:, None]
         elif ctx.reduction == MEAN and grad.dtype == torch.float16:
             # In half precision 1/N would flush most of the gradient to zero, so the kernels leave it out.
             grad_loss = grad_loss / (max(grad.shape[0], 1) if denominator is None else denominator.clamp(min=1))
-        elif grad.device.type == "cpu" and not torch.compiler.is_compiling() and grad_loss.item() == 1.0:
+        elif grad.device.type == "cpu" and not compiling and grad_loss.item() == 1.0:
             return grad, None, None, None
         return (grad * grad_loss).to(grad.dtype), None, None, None
 

@@ -47,7 +47,7 @@ def kl_div_stats(
     valid: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """(4, N): cross-entropy at T = 1, student entropy, teacher entropy (both at T, in nats), agreement of the argmax."""
+    """(4, N): cross-entropy at T = 1, entropies of student and teacher at T, in nats, and agreement of the argmax."""
     student, teacher = _accumulation(student), _accumulation(teacher)
     temperature = _column(temperature, student)
     empty = (student == NEG_INF).all(-1) | (teacher == NEG_INF).all(-1)

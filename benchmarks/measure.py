@@ -1,0 +1,138 @@
+"""How it is measured: first whether every provider is right, then how long each takes, all in turn.
+
+Shared machines drift and stall, so only ratios within one run mean anything. Every round therefore runs all
+providers in a new order, and the figures are medians over the rounds with the 20th and 80th percentile.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable
+from functools import cache
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from benchmarks.registry import FORWARD, Benchmark, Case, Provider
+
+MIN_ROUNDS, MAX_ROUNDS = 5, 100
+CALLS_PER_OVERHEAD_SAMPLE = 200
+
+Call = Callable[[], tuple[Tensor, ...]]
+
+
+class WrongResult(AssertionError):
+    """A provider disagrees with the reference: its speed means nothing, so nothing is reported."""
+
+
+def bind(provider: Provider, case: Case, inputs: dict[str, Tensor], direction: str) -> Call:
+    """The call that is timed: one forward on tensors that need no gradient, or a forward and its backward.
+
+    The gradient is asked for by ``torch.autograd.grad``. In a real step the logits are the output of a model
+    and their gradient is passed on as it is; ``backward()`` into a leaf would instead copy any gradient that
+    the op still holds, a full extra pass which no user of a model pays.
+    """
+    function = provider.function
+    if provider.compiled:
+        torch.compiler.reset()  # else the limit on recompilations silently turns later cases into eager ones
+        function = torch.compile(function, fullgraph=True, dynamic=False)
+    if direction == FORWARD or provider.limit:
+        detached = {name: tensor.detach() for name, tensor in inputs.items()}
+        return lambda: (function(**detached, **case.options),)
+    wanted = [tensor for tensor in inputs.values() if tensor.requires_grad]
+
+    def forward_backward() -> tuple[Tensor, ...]:
+        output = function(**inputs, **case.options)
+        return output, *torch.autograd.grad(output, wanted)
+
+    return forward_backward
+
+
+def _in_float64(tensor: Tensor) -> Tensor:
+    wide = tensor.detach().double() if tensor.is_floating_point() else tensor
+    return wide.requires_grad_(tensor.requires_grad)
+
+
+def _largest_errors(results: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> list[float]:
+    return [r.detach().double().sub_(t).abs_().max().item() for r, t in zip(results, truth, strict=True)]
+
+
+def check(benchmark: Benchmark, case: Case, inputs: dict[str, Tensor], direction: str, calls: dict[str, Call]) -> None:
+    """Raise ``WrongResult`` unless every call is as right as plain torch in the dtype of the case.
+
+    The truth is plain torch in float64. The largest error of a result may be twice that of plain torch in the
+    case's own dtype, plus eight units in the last place of the largest value: a single number can come out of
+    plain torch without any error by luck.
+    """
+    eager = benchmark["eager"]
+    wide = {name: _in_float64(tensor) for name, tensor in inputs.items()}
+    truth = tuple(t.detach() for t in bind(eager, case, wide, direction)())
+    del wide
+    slack = [8 * torch.finfo(case.dtype).eps * t.abs().max().item() for t in truth]
+    baseline = _largest_errors(bind(eager, case, inputs, direction)(), truth)
+    for name, call in calls.items():
+        for index, error in enumerate(_largest_errors(call(), truth)):
+            allowed = 2 * baseline[index] + slack[index]
+            if not error <= allowed:
+                what = "the output" if index == 0 else f"gradient {index}"
+                raise WrongResult(
+                    f"{name} is wrong for {case} ({direction}): {what} is off by {error:.3g}, "
+                    f"at most {allowed:.3g} is allowed"
+                )
+
+
+def _cpu_seconds(call: Call, repeats: int) -> float:
+    start = perf_counter()
+    for _ in range(repeats):
+        call()
+    return (perf_counter() - start) / repeats
+
+
+@cache
+def _l2_flusher() -> Tensor:
+    l2_bytes = torch.cuda.get_device_properties("cuda").L2_cache_size
+    return torch.empty(4 * l2_bytes, dtype=torch.int8, device="cuda")
+
+
+def _cuda_seconds(call: Call, repeats: int) -> float:
+    if repeats > 1:
+        torch.cuda.synchronize()
+        start = perf_counter()
+        for _ in range(repeats):
+            call()
+        torch.cuda.synchronize()
+        return (perf_counter() - start) / repeats
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    _l2_flusher().zero_()
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
+
+
+def interleave(case: Case, calls: dict[str, Call], budget: float) -> dict[str, list[float]]:
+    """Seconds per call, one number per round and provider; ``budget`` seconds decide how many rounds.
+
+    A first round, not counted, warms up and tells how long a round takes.
+    """
+    seconds = _cuda_seconds if case.device == "cuda" else _cpu_seconds
+    repeats = CALLS_PER_OVERHEAD_SAMPLE if case.overhead else 1
+    start = perf_counter()
+    for call in calls.values():
+        seconds(call, repeats)
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(budget / (perf_counter() - start))))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffle = list(calls), random.Random(0).shuffle
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            shuffle(order)
+            for name in order:
+                samples[name].append(seconds(calls[name], repeats))
+    finally:
+        gc.enable()
+    return samples

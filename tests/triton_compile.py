@@ -1,0 +1,76 @@
+"""Compiles Triton kernels for GPUs that are not there and reports what they take of each multiprocessor.
+
+A process that interprets Triton cannot compile it, so this file is also a program: jobs in on stdin, resources out on
+stdout, both JSON.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Job(NamedTuple):
+    """A kernel as one launch specialises it: ``signature`` names types of arguments, ``constexprs`` their values."""
+
+    kernel: str  # "package.module:function"
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    aligned: list[str]  # arguments divisible by 16, as Triton would have seen at the launch
+    options: dict[str, Any]  # num_warps and the like
+    capability: int
+
+
+class Resources(NamedTuple):
+    registers: int
+    stack: int  # bytes of local memory of a thread: spilled registers
+
+
+def compile_jobs(jobs: list[Job]) -> list[Resources]:
+    """Compile in a fresh process, whatever this one does with Triton."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, __file__], input=json.dumps(jobs), env=environment, text=True, capture_output=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"compilation failed:\n{done.stdout}\n{done.stderr}")
+    return [Resources(*resources) for resources in json.loads(done.stdout)]
+
+
+def _compile(job: Job) -> Resources:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    module, function = job.kernel.split(":")
+    kernel = getattr(import_module(module), function)
+    signature = {name: "constexpr" if name in job.constexprs else kind for name, kind in job.signature.items()}
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in job.aligned}
+    source = ASTSource(kernel, signature, job.constexprs, attributes)
+    target = GPUTarget("cuda", job.capability, 32)
+    binary = triton.compile(source, target=target, options=job.options)
+    return _resources(binary.asm["cubin"])
+
+
+def _resources(cubin: bytes) -> Resources:
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.check_output([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name], text=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"no resource usage in: {usage}")
+    return Resources(int(found[1]), int(found[2]))
+
+
+if __name__ == "__main__":
+    print(json.dumps([_compile(Job(*job)) for job in json.load(sys.stdin)]))
