@@ -12,7 +12,7 @@ from fastkd.cli import main as fastkd
 
 DEMO = Path(__file__).resolve().parent
 OUT = DEMO / "out"
-DATA = ["--tasks", "qnli,stsb,snli", "--data-dir", str(DEMO / "data"), "--max-train-rows", "4000"]
+DATA = ["--tasks", "qnli,stsb,snli", "--data-dir", str(DEMO / "data"), "--max-train-rows", "3000"]
 
 
 def teacher() -> list[str]:

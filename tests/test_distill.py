@@ -2,6 +2,8 @@
 
 import csv
 import json
+import runpy
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -122,3 +124,12 @@ def test_bad_input_ends_with_one_line(folder, tmp_path, options, message, capsys
     assert error.startswith("fastkd distill: ")
     assert message in error
     assert not (tmp_path / "run" / "table.md").exists()
+
+
+def test_the_example_runs(folder, tmp_path, monkeypatch, capsys):
+    example = Path(__file__).resolve().parents[1] / "examples" / "distil_mkd.py"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(example), str(folder / "teacher"), str(folder / "glue")])
+    runpy.run_path(str(example), run_name="__main__")
+    assert "tensor([[" in capsys.readouterr().out
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "runs" / "student").config.tasks == TASKS
