@@ -40,13 +40,14 @@ def test_commands_are_what_the_command_line_takes(demo, monkeypatch):
     from fastkd.cli import distill, teacher
 
     names, _ = demo
+    commands = names["teacher"](), names["student"]()
     monkeypatch.undo()
     parsed = []
     for module in (teacher, distill):
         monkeypatch.setattr(module, "run", lambda args: parsed.append(args) or 0)
     from fastkd.cli import main
 
-    for command in (names["teacher"](), names["student"]()):
+    for command in commands:
         assert main(command) == 0
     first, second = parsed
     assert (first.tasks, first.data_dir, first.output) == (second.tasks, second.data_dir, second.teacher)
