@@ -18,7 +18,11 @@ MUTANTS = {
     "the gradient is not scaled": ("fastkd/ops/kl_div.py", "(grad * grad_loss)", "grad"),
     "the kernel drops T²": (KERNEL, "const Vec square = task.scale_by_temperature ?", "const Vec square = false ?"),
     "the kernel swaps the roles": (KERNEL, "fma(e_t, b - a, part_cross)", "fma(e_s, b - a, part_cross)"),
-    "the tail is one column short": (KERNEL, "tail(task.vocabulary % kLanes)", "tail(task.vocabulary % kLanes - 1)"),
+    "the tail is one column short": (
+        "csrc/simd/tiles.h",
+        "tail(task.vocabulary % kLanes)",
+        "tail(task.vocabulary % kLanes - 1)",
+    ),
     "maxima are not carried on": (KERNEL, "sum_s *= decay_s;", ""),
     "infinite rows are missed": (KERNEL, "s.infinite |= Tile::all_max(excluded) > 0.0f;", ""),
     "the label is off by one": (KERNEL, "label[k] = (float)task.labels[r];", "label[k] = (float)task.labels[r] + 1;"),
