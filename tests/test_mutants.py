@@ -1,4 +1,7 @@
-"""Mutants of kl_div: each is one plausible mistake, and the tests must notice every one of them."""
+"""Mutants of kl_div: each is one plausible mistake, and the tests must notice every one of them.
+
+The first changes nothing and must pass: without it, a tree that fails for another reason would kill every mutant.
+"""
 
 import os
 import shutil
@@ -11,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 KERNEL = "csrc/simd/kl_div.h"
 MUTANTS = {
+    "nothing": (KERNEL, "constexpr int64_t kBlock = 32;", "constexpr int64_t kBlock = 32;"),
     "the reference drops T²": ("fastkd/reference/kl_div.py", "temperature.squeeze(-1).square()", "1.0"),
     "the reference swaps the roles": ("fastkd/reference/kl_div.py", "(finite_t - finite_s)", "(finite_s - finite_t)"),
     "the mask is ignored": ("fastkd/losses/_checks.py", "valid = mask if valid is None else valid & mask", "pass"),
@@ -44,4 +48,4 @@ def test_mutant_is_killed(name, tmp_path):
         subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=tree, check=True)
     tests = [sys.executable, "-m", "pytest", "-x", "tests/test_kl_div.py", "-k", "not instruction_set and not inductor"]
     done = subprocess.run(tests, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True)
-    assert done.returncode == 1, f"{name}: survived\n{done.stdout[-2000:]}"
+    assert done.returncode == int(name != "nothing"), f"{name}: wrong verdict\n{done.stdout[-2000:]}"

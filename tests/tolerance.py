@@ -11,8 +11,9 @@ def assert_close(actual: Tensor, exact: Tensor, plain: Tensor, factor: int = VAL
     """At most ``factor`` times the error of plain torch, plus two units in the last place.
 
     ``exact`` is the float64 reference, ``plain`` the same formula in plain torch in the dtype under test. The unit is
-    that of the largest value, or of 1 where all are smaller: they are then differences of probabilities, which plain
-    torch gets right to fewer units only by luck. NaN and infinities must stand where the reference has them.
+    that of the largest value in its dtype, and never less than a float32 unit of 1: the arithmetic is float32, on
+    probabilities and logarithms of order 1 whose differences plain torch gets right to less only by luck. NaN and
+    infinities must stand where the reference has them.
     """
     assert actual.shape == exact.shape
     assert torch.equal(actual.isnan(), exact.isnan()), "NaN in other places than in the reference"
@@ -21,6 +22,7 @@ def assert_close(actual: Tensor, exact: Tensor, plain: Tensor, factor: int = VAL
     if not finite.any():
         return
     error = (actual.double() - exact)[finite].abs().max()
-    unit = torch.finfo(actual.dtype).eps * exact[finite].abs().max().clamp(min=1.0)
+    unit = torch.finfo(actual.dtype).eps * exact[finite].abs().max()
+    unit = unit.clamp(min=torch.finfo(torch.float32).eps)
     allowed = factor * (plain.double() - exact)[finite].nan_to_num(0.0).abs().max() + 2 * unit
     assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
