@@ -112,7 +112,7 @@ def test_a_disk_too_small_is_told_before_the_teacher_is_asked(folder, tmp_path, 
     ("options", "message"),
     [
         (["--tasks", "sst2,cats"], "unknown task 'cats'"),
-        (["--tasks", "rte"], "RTE"),
+        (["--tasks", "rte"], "teacher has no head for rte"),
         (["--seeds", "one"], "--seeds is 'one'"),
         (["--temperature", "0"], "temperature must be a positive number"),
         (["--teacher", "nowhere"], "no teacher in nowhere"),
