@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, load_encoded
 from fastkd.data.glue import get_task
@@ -22,6 +19,7 @@ from fastkd.data.metrics import main_score
 from fastkd.methods.mkd import MKDConfig, MKDTrainer
 from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig
 from fastkd.training.output import check_output, new_folder
+from fastkd.training.parallel import Add, ReportProgress, train_all
 from fastkd.training.report import ModelResult, count_parameters, measure_latency, write_report
 from fastkd.training.runs import finished_or
 from fastkd.training.signals import TeacherSignal, add_teacher_logits
@@ -149,31 +147,28 @@ def _report(
 
 def _train_all(experiment: MKDExperiment, material: Material, jobs: int | None) -> Scores:
     arms = (WITHOUT_KD, WITH_KD) if experiment.baseline else (WITH_KD,)
-    todo = [(arm, seed) for seed in experiment.seeds for arm in arms]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = min(len(todo), jobs or (1 if torch.cuda.is_available() else cores))
-    if jobs == 1:
-        done = {key: train_student(experiment, material, *key) for key in todo}
-    else:
-        with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (max(1, cores // jobs),)) as pool:
-            futures = {key: pool.submit(train_student, experiment, material, *key, True) for key in todo}
-            bar = tqdm(futures.items(), desc="students", unit="student")
-            done = {key: future.result() for key, future in bar}
+    keys = [(arm, seed) for seed in experiment.seeds for arm in arms]
+    done = train_all(partial(train_student, experiment, material), keys, jobs, f"{len(keys)} students")
     return {arm: {seed: done[arm, seed] for seed in experiment.seeds} for arm in arms}
 
 
-def train_student(
-    experiment: MKDExperiment, material: Material, arm: str, seed: int, quiet: bool = False
-) -> dict[str, float]:
-    """Scores of one student, from its folder if it is finished, after training it there if not."""
+def train_student(experiment: MKDExperiment, material: Material, key: tuple[str, int], add: Add) -> dict[str, float]:
+    """Scores of one student, (arm, seed), from its folder if it is finished, after training it there if not.
+
+    ``add``: see :func:`train_all`.
+    """
+    arm, seed = key
     folder = experiment.student_folder(arm, seed)
-    args = _arguments(experiment, arm, seed, disable_tqdm=quiet)
+    args = _arguments(experiment, arm, seed, disable_tqdm=True)
 
     def train() -> dict[str, float]:
         torch.manual_seed(seed)
         student = make_student(experiment, material.embeddings)
         collate = MultiTaskCollator(material.tokenizer)
-        trainer = MKDTrainer(student, args, collate, material.train, material.validation)
+        trainer = MKDTrainer(
+            student, args, collate, material.train, material.validation, callbacks=[ReportProgress(add)]
+        )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         scores = _scores(trainer, experiment)
         with new_folder(folder / "model", replace=True) as model:

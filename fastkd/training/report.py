@@ -137,9 +137,8 @@ def draw(path: Path, results: Sequence[ModelResult], tasks: Sequence[str], title
         style: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 8, "capsize": 3}
         axes.errorbar(means, raised, xerr=spreads, label=label, **style)
         heading = result.name.replace("student ", "").replace(" ", "\n")
-        for text, height in zip(
-            [heading, *(f"{mean:.1f}" for mean in means)], [len(columns) + 0.8, *heights], strict=True
-        ):
+        texts = {len(columns) + 0.8: heading, **{h: f"{mean:.1f}" for h, mean in zip(heights, means, strict=True)}}
+        for height, text in texts.items():
             numbers.text(index, height, text, color=colour, ha="center", va="center")
     numbers.set_xlim(-0.5, len(results) - 0.5)
     numbers.set_axis_off()
