@@ -1,6 +1,7 @@
 """Several trainings at a time: each one's result by its key, the cores shared, an error passed on."""
 
 import os
+import signal
 import time
 
 import pytest
@@ -13,6 +14,8 @@ def describe(key, add):
     add(0.5)
     if key == "bad":
         raise ValueError("a bad key")
+    if key == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     return key.upper(), os.getpid(), torch.get_num_threads()
 
 
@@ -25,9 +28,13 @@ def test_every_key_in_a_process_of_its_own(monkeypatch, capsys):
     assert "letters: 100%" in capsys.readouterr().err
 
 
-def test_an_error_is_passed_on():
-    with pytest.raises(ValueError, match="a bad key"):
-        train_all(describe, ["bad", "a"], jobs=2)
+@pytest.mark.parametrize(
+    ("key", "error", "message"),
+    [("bad", ValueError, "a bad key"), ("killed", ChildProcessError, "was killed, perhaps for want of memory")],
+)
+def test_an_error_is_passed_on(key, error, message):
+    with pytest.raises(error, match=message):
+        train_all(describe, [key, "a"], jobs=2)
 
 
 def test_one_job_stays_in_this_process(capsys):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -37,6 +38,8 @@ def train_all(
 
     ``train`` calls ``add`` with the part of its work, 0 to 1, done since the last call. With several jobs it must be
     picklable. ``jobs`` None means one on a GPU, and otherwise as many as there are cores.
+
+    Raises what ``train`` raised, and ``ChildProcessError`` when one of the processes was killed.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = min(len(keys), jobs or (1 if torch.cuda.is_available() else cores))
@@ -61,8 +64,15 @@ def _in_processes(
             finished, waiting = wait(waiting, timeout=1.0)
             bar.update(progress.value - bar.n)
             for future in finished:
-                future.result()
+                _result(future)
     return {key: future.result() for key, future in futures.items()}
+
+
+def _result(future: Future[Result]) -> Result:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise ChildProcessError("a training process was killed, perhaps for want of memory: try fewer jobs") from error
 
 
 def _start(threads: int, progress: Any) -> None:
