@@ -54,6 +54,8 @@ def test_a_flag_wins_on_either_side_of_the_file(parse, tmp_path):
         ("epochs:", "epochs must have a value"),
         ("epochs: {a: 1}", "epochs must have a value or a list of values"),
         ("batch-size: 3\nbatch_size: 4", "gives batch-size twice"),
+        ("epochs: 3\nepochs: 4", "gives epochs twice"),
+        ("tasks: []", "tasks must have a value or a list of values"),
         ("- epochs", "must hold options"),
         ("", "must hold options"),
         ("epochs: [1", "is not YAML"),

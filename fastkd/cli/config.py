@@ -41,13 +41,13 @@ class CommandParser(argparse.ArgumentParser):
 
     def _flags(self, path: str) -> list[str]:
         try:
-            return [self._flag(key, value) for key, value in read_options(path).items()]
+            return [self._flag(key, ",".join(values)) for key, values in read_options(path).items()]
         except (ValueError, OSError) as error:
             self.config_file = None
             self.error(f"argument --config: {error}")
             raise
 
-    def _flag(self, key: str, value: str | list[str]) -> str:
+    def _flag(self, key: str, value: str) -> str:
         switches = {
             option.removeprefix("--"): action.nargs == 0
             for option, action in self._option_string_actions.items()
@@ -57,15 +57,15 @@ class CommandParser(argparse.ArgumentParser):
             nearest = difflib.get_close_matches(key, switches, n=1, cutoff=0)[0]
             raise ValueError(f"{self.config_file}: unknown option {key!r}; the nearest known one is {nearest!r}")
         if not switches[key]:
-            return f"--{key}={value if isinstance(value, str) else ','.join(value)}"
+            return f"--{key}={value}"
         if value not in ("true", "false"):
             raise ValueError(f"{self.config_file}: {key} must be true or false, not {value!r}")
         opposite = key.removeprefix("no-") if key.startswith("no-") else f"no-{key}"
         return f"--{key if value == 'true' else opposite}"
 
 
-def read_options(path: str | Path) -> dict[str, str | list[str]]:
-    """The options of a file by the names of their flags, every value as the text it is written with.
+def read_options(path: str | Path) -> dict[str, list[str]]:
+    """The values of a file's options by the names of their flags, as the text they are written with.
 
     Raises:
         ValueError: the file is no YAML mapping from names to a value or a list of values, or names an option twice.
@@ -74,20 +74,21 @@ def read_options(path: str | Path) -> dict[str, str | list[str]]:
     import yaml
 
     try:
-        # Every scalar stays text: to YAML 1e-4 is a string and 1_0 a number, to a flag it is the other way round.
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), yaml.BaseLoader)
+        content = yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, yaml.MappingNode):
         raise ValueError(f"{path} must hold options, one `name: value` per line")
-    options: dict[str, str | list[str]] = {}
-    for name, value in content.items():
-        key = str(name).replace("_", "-")
+    options: dict[str, list[str]] = {}
+    for name, value in content.value:
+        key = str(name.value).replace("_", "-")
         if key in options:
             raise ValueError(f"{path} gives {key} twice")
-        if not value or not isinstance(value, str | list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{path}: {key} must have a value or a list of values, not {value!r}")
-        options[key] = value
+        # Nodes keep a scalar as it is written, as a command line does: a value of YAML's would make 1e-4 a string.
+        items = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        if not items or not all(isinstance(item, yaml.ScalarNode) and item.value for item in items):
+            raise ValueError(f"{path}: {key} must have a value or a list of values")
+        options[key] = [item.value for item in items]
     return options
 
 
