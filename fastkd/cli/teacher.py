@@ -47,6 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     add("--epochs", type=positive(float), default=3.0, help="default 3")
     add("--learning-rate", type=positive(float), default=5e-5, help="default 5e-5")
     add("--batch-size", type=positive(int), default=32, help="rows per device and step (default 32)")
+    add("--sampling-tau", type=float, help="draw a batch's task in proportion to rows^tau (default: every row once)")
     add("--pooling", choices=("cls", "mean"), default="cls", help="what a head reads (default cls)")
     add("--seed", type=int, default=0, help="default 0")
     add(
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         pooling=args.pooling,
         seed=args.seed,
         bf16=args.bf16,
+        sampling_tau=args.sampling_tau,
         num_train_epochs=args.epochs,
         learning_rate=args.learning_rate,
         per_device_train_batch_size=args.batch_size,
