@@ -1,8 +1,17 @@
-"""Settled before any test module is imported."""
+"""Settled before any test module is imported, and fixtures that every op needs."""
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def poisoned():
+    """Fill fresh memory with NaN, so that nothing unwritten can pass for a zero."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
