@@ -3,7 +3,7 @@
 import kl_div_samples as samples
 import pytest
 import torch
-from backends import BACKENDS, DTYPES, device_of, evaluate, fused
+from backends import BACKENDS, DTYPES, device_of, evaluate, fused, threads
 from subprocesses import python
 
 from fastkd.losses import kl_div
@@ -160,12 +160,9 @@ def test_a_row_depends_neither_on_its_batch_nor_on_the_threads(backend, vocabula
         alone = run(slice(row, row + 1))
         for one, many in zip(alone[:2], together[:2], strict=True):
             assert torch.equal(one, many[row : row + 1])
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        assert all(map(torch.equal, run(slice(None)), together))
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 3):
+        with threads(count):
+            assert all(map(torch.equal, run(slice(None)), together))
 
 
 FAR_ROWS = """
