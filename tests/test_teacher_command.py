@@ -9,6 +9,7 @@ from tiny import save_encoder, write_glue
 from transformers import AutoTokenizer
 
 from fastkd.cli import main
+from fastkd.cli.config import read_options
 from fastkd.training.teacher import MultiTaskEncoder, load_teacher, train_teacher
 
 
@@ -38,6 +39,7 @@ def test_command_trains_saves_and_reports(encoder, glue, tmp_path, capsys):
     assert metrics["eval_stsb_pearson"] > 0.9
     assert list(output.parent.iterdir()) == [output]
     assert not list(output.glob("*.bin"))
+    assert read_options(output / "options.yaml").items() >= {"pooling": ["mean"], "bf16": ["false"]}.items()
     teacher = load_teacher(output)
     words = AutoTokenizer.from_pretrained(output)(["the great film", "the awful film"], return_tensors="pt")
     assert teacher(**words, task="sst2").logits.argmax(-1).tolist() == [1, 0]
