@@ -14,8 +14,8 @@ INF = float("inf")
 DIVERGENCES = ("forward", "reverse", "jsd")
 
 ROWS = 19
-VOCABULARIES = (1, 2, 3, 15, 16, 17, 33, 64, 256, 257, 1000, 4099)
-"""One column, below / at / above the vector widths, the last transposed length and the first after, several blocks."""
+VOCABULARIES = (1, 2, 3, 15, 16, 17, 24, 25, 33, 64, 512, 513, 1000, 4099)
+"""One column, below / at / above the vector widths, the last length of each kind of tile and the next, blocks."""
 
 
 def rows(vocabulary: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
