@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 KERNEL, SUMS, TILES = (f"csrc/simd/{name}.h" for name in ("kl_div", "kl_div_sums", "tiles"))
+TRITON = "kernels/kl_div.py"
 MUTANTS = {
     "nothing": (SUMS, "constexpr float kLowest = -1e30f;", "constexpr float kLowest = -1e30f;"),
     "the reference drops T²": ("fastkd/reference/kl_div.py", "temperature.squeeze(-1).square()", "1.0"),
@@ -29,6 +30,16 @@ MUTANTS = {
     "infinite rows are missed": (SUMS, "all.infinite |= excluded<D>(tile);", ""),
     "the label is off by one": (SUMS, "label[k] = (float)task.labels[r];", "label[k] = (float)task.labels[r] + 1;"),
     "the mixture forgets beta": (SUMS, "larger = select(r > none, beta, 1.0f - beta)", "larger = beta"),
+    "Triton drops T²": (TRITON, "scale = temperature if SCALE_BY_TEMPERATURE else inv_t", "scale = inv_t"),
+    "Triton forgets that the student's maximum rose": (TRITON, "new_from - from_t - rise_s", "new_from - from_t"),
+    "Triton counts from the first top it met": (TRITON, "            from_t = new_from\n", ""),
+    "Triton counts from the teacher's top": (TRITON, "at_max(x_s, t), from_t)", "new_t, from_t)"),
+    "Triton reads past the row": (
+        "kernels/_math.py",
+        "rows[:, None] & (columns < n_cols)",
+        "rows[:, None] & (columns >= 0)",
+    ),
+    "Triton ignores the mask": (TRITON, "valid = inside & (tl.load", "valid = inside | (tl.load"),
 }
 
 
@@ -44,6 +55,7 @@ def test_mutant_is_killed(name, tmp_path):
     (tree / path).write_text(text.replace(old, new))
     if path.startswith("csrc"):
         subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=tree, check=True)
-    tests = [sys.executable, "-m", "pytest", "-x", "tests/test_kl_div.py", "-k", "not instruction_set and not inductor"]
+    chosen = "triton" if path.startswith("kernels") else "not triton"
+    tests = [sys.executable, "-m", "pytest", "-x", "tests/test_kl_div.py", "-k", chosen]
     done = subprocess.run(tests, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True)
     assert done.returncode == int(name != "nothing"), f"{name}: wrong verdict\n{done.stdout[-2000:]}"
