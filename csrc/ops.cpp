@@ -7,6 +7,11 @@ STABLE_TORCH_LIBRARY(fastkd, m) {
       "kl_div(Tensor student, Tensor teacher, Tensor? row_temperature, float temperature, int divergence, float beta, "
       "Tensor? valid, Tensor? labels, float cross_entropy_weight, int reduction, Tensor? denominator, "
       "bool scale_by_temperature, bool need_grad, bool need_stats) -> (Tensor loss, Tensor grad, Tensor stats)");
+  m.def(
+      "kl_div_(Tensor(a!) student, Tensor teacher, Tensor? row_temperature, float temperature, int divergence, "
+      "float beta, Tensor? valid, Tensor? labels, float cross_entropy_weight, int reduction, Tensor? denominator, "
+      "bool scale_by_temperature, bool need_stats) -> (Tensor loss, Tensor stats)");
+  m.def("prefer_huge_pages_(Tensor(a!) memory) -> ()");
 }
 
 PyMODINIT_FUNC PyInit__C() {

@@ -271,8 +271,11 @@ def launch_kl_div(
     grad_scale: Tensor | None,
     need_grad: bool,
     need_stats: bool,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (N,), ``grad_scale`` · their gradient (N, V) and statistics (4, N); the last two empty unless needed.
+
+    ``in_place`` puts the gradient where the student's logits, contiguous, were.
 
     ``student`` and ``teacher`` are (N, V) of one dtype, rows at any stride; columns that are not dense are copied
     first. Values are not checked.
@@ -281,7 +284,7 @@ def launch_kl_div(
     n_rows, n_cols = student.shape
     student, teacher = (x if x.stride(1) == 1 else x.contiguous() for x in (student, teacher))
     rows = student.new_empty(n_rows, dtype=torch.float32)
-    grad = student.new_empty((n_rows, n_cols) if need_grad else 0)
+    grad = student if in_place else student.new_empty((n_rows, n_cols) if need_grad else 0)
     stats = student.new_empty((4, n_rows) if need_stats else 0, dtype=torch.float32)
     weighted = cross_entropy_weight != 0
     row_temperature, valid, labels = (

@@ -43,11 +43,14 @@ def answering(op: str, backend: str) -> Iterator[None]:
         yield
     else:
         pytest.importorskip("triton")
-        launch = import_module(f"fastkd.ops.{op}")._triton
+        module = import_module(f"fastkd.ops.{op}")
+        launchers = {op: module._triton, f"{op}_": getattr(module, "_triton_", None)}
         with mock.patch.object(_extension, "backend", _choose), torch.library._scoped_library("fastkd", "IMPL") as here:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is another kernel, which is the point
-                here.impl(op, launch, "CPU", allow_override=True)
+                for name, launch in launchers.items():
+                    if launch is not None:
+                        here.impl(name, launch, "CPU", allow_override=True)
             yield
 
 

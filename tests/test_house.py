@@ -52,10 +52,15 @@ def test_every_program_id_is_widened_before_it_becomes_an_offset():
         assert not narrow, f"{path.name}: {narrow}"
 
 
+COMPOSED = ("linear_kl_div",)
+"""Ops without kernels of their own: matrix products of torch around another op's."""
+
+
 @pytest.mark.parametrize("op", ops.__all__)
 def test_the_stem_is_the_address(op):
-    layers = ("fastkd/losses", "fastkd/reference", "fastkd/ops", "kernels", "benchmarks")
-    for path in (*(f"{layer}/{op}.py" for layer in layers), f"csrc/cpu/{op}.cpp", f"tests/test_{op}.py"):
+    layers = ("fastkd/losses", "fastkd/reference", "fastkd/ops", "benchmarks")
+    kernels = () if op in COMPOSED else (f"kernels/{op}.py", f"csrc/cpu/{op}.cpp")
+    for path in (*(f"{layer}/{op}.py" for layer in layers), *kernels, f"tests/test_{op}.py", f"docs/{op}.md"):
         assert (ROOT / path).is_file(), path
 
 

@@ -52,6 +52,20 @@ def test_registration_is_honest(backend, reduction, need_grad):
 
 
 @fused
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+@pytest.mark.parametrize("divergence", range(3))
+@pytest.mark.parametrize("vocabulary", [3, 33, 600])
+def test_gradient_in_place_of_the_logits(backend, vocabulary, divergence, weight):
+    student, teacher = (logits.to(device_of(backend)).contiguous() for logits in samples.rows(vocabulary))
+    labels = samples.labels(vocabulary).clamp(min=0).to(student.device)
+    options = (teacher, None, 2.0, divergence, 0.3, None, labels, weight, 0, None, True)
+    loss, grad, stats = torch.ops.fastkd.kl_div(student, *options, True, True)
+    loss_, stats_ = torch.ops.fastkd.kl_div_(student, *options, True)
+    for ours, theirs in ((loss_, loss), (student, grad), (stats_, stats)):
+        assert torch.equal(ours.nan_to_num(nan=-1.0), theirs.nan_to_num(nan=-1.0))
+
+
+@fused
 @pytest.mark.parametrize("divergence", range(3))
 def test_what_is_not_needed_is_not_made_and_changes_nothing(backend, divergence):
     student, teacher = (logits.to(device_of(backend)) for logits in samples.rows(33))

@@ -88,12 +88,16 @@ void check_labels(const KlDivTask& task) {
                     "fastkd::kl_div: labels must lie in [0, V) in valid rows");
 }
 
-std::tuple<Tensor, Tensor, Tensor> kl_div(const Tensor& student_in, const Tensor& teacher_in,
-                                          std::optional<Tensor> row_temperature, double temperature, int64_t divergence,
-                                          double beta, std::optional<Tensor> valid, std::optional<Tensor> labels,
-                                          double cross_entropy_weight, int64_t reduction,
-                                          std::optional<Tensor> denominator, bool scale_by_temperature, bool need_grad,
-                                          bool need_stats) {
+struct Result {
+  Tensor loss, stats;
+};
+
+// Fills grad, (N, V) contiguous, where there is one.
+Result evaluate(const Tensor& student_in, const Tensor& teacher_in, std::optional<Tensor> row_temperature,
+                double temperature, int64_t divergence, double beta, std::optional<Tensor> valid,
+                std::optional<Tensor> labels, double cross_entropy_weight, int64_t reduction,
+                const std::optional<Tensor>& denominator, bool scale_by_temperature, const std::optional<Tensor>& grad,
+                bool need_stats) {
   using namespace torch::stable;
   STD_TORCH_CHECK(student_in.dim() == 2 && teacher_in.dim() == 2 && student_in.size(0) == teacher_in.size(0) &&
                       student_in.size(1) == teacher_in.size(1) && student_in.scalar_type() == teacher_in.scalar_type(),
@@ -110,21 +114,19 @@ std::tuple<Tensor, Tensor, Tensor> kl_div(const Tensor& student_in, const Tensor
   valid = vector(valid, ScalarType::Bool, "valid");
   labels = vector(labels, ScalarType::Long, "labels");
 
-  const Tensor grad = need_grad ? new_empty(student, {rows, vocabulary}) : new_empty(student, {0});
-  if (need_grad) prefer_huge_pages(grad.mutable_data_ptr(), grad.numel() * grad.element_size());
   const Tensor stats =
       need_stats ? new_zeros(student, {4, rows}, ScalarType::Float) : new_empty(student, {0}, ScalarType::Float);
   Tensor loss =
       reduction == kNone ? new_empty(student, {rows}, ScalarType::Float) : new_empty(student, {}, ScalarType::Float);
-  std::unique_ptr<float[]> scratch(reduction == kNone ? nullptr : new float[rows]);
-  float* per_row = reduction == kNone ? (float*)loss.mutable_data_ptr() : scratch.get();
+  std::unique_ptr<float[]> unreduced(reduction == kNone ? nullptr : new float[rows]);
+  float* per_row = reduction == kNone ? (float*)loss.mutable_data_ptr() : unreduced.get();
 
   const double count = denominator ? *(const float*)denominator->data_ptr() : (double)rows;
   const double scale = reduction == kMean ? (count == 0 ? 0.0 : 1.0 / count) : 1.0;
   KlDivTask task{};
   task.student = student.data_ptr();
   task.teacher = teacher.data_ptr();
-  task.grad = need_grad ? grad.mutable_data_ptr() : nullptr;
+  task.grad = grad ? grad->mutable_data_ptr() : nullptr;
   task.loss = per_row;
   task.stats = need_stats ? (float*)stats.mutable_data_ptr() : nullptr;
   task.rows = rows;
@@ -145,10 +147,43 @@ std::tuple<Tensor, Tensor, Tensor> kl_div(const Tensor& student_in, const Tensor
   check_labels(task);
   if (rows > 0) run(task);
   if (reduction != kNone) *(float*)loss.mutable_data_ptr() = (float)(scale * sum(per_row, rows));
-  return {loss, grad, stats};
+  return {loss, stats};
+}
+
+std::tuple<Tensor, Tensor, Tensor> kl_div(const Tensor& student, const Tensor& teacher,
+                                          std::optional<Tensor> row_temperature, double temperature, int64_t divergence,
+                                          double beta, std::optional<Tensor> valid, std::optional<Tensor> labels,
+                                          double cross_entropy_weight, int64_t reduction,
+                                          std::optional<Tensor> denominator, bool scale_by_temperature, bool need_grad,
+                                          bool need_stats) {
+  const auto new_grad = [&] {
+    const Tensor grad = torch::stable::new_empty(student, {student.size(0), student.size(1)});
+    prefer_huge_pages(grad.mutable_data_ptr(), grad.numel() * grad.element_size());
+    return grad;
+  };
+  STD_TORCH_CHECK(student.dim() == 2, "fastkd::kl_div takes two (N, V) tensors of one shape and dtype");
+  const std::optional<Tensor> grad = need_grad ? std::optional<Tensor>(new_grad()) : std::nullopt;
+  const Result result = evaluate(student, teacher, row_temperature, temperature, divergence, beta, valid, labels,
+                                 cross_entropy_weight, reduction, denominator, scale_by_temperature, grad, need_stats);
+  return {result.loss, grad ? *grad : torch::stable::new_empty(student, {0}), result.stats};
+}
+
+// The same with the gradient in place of the student's logits.
+std::tuple<Tensor, Tensor> kl_div_(const Tensor& student, const Tensor& teacher, std::optional<Tensor> row_temperature,
+                                   double temperature, int64_t divergence, double beta, std::optional<Tensor> valid,
+                                   std::optional<Tensor> labels, double cross_entropy_weight, int64_t reduction,
+                                   std::optional<Tensor> denominator, bool scale_by_temperature, bool need_stats) {
+  STD_TORCH_CHECK(student.is_contiguous(), "fastkd::kl_div_ takes contiguous student logits");
+  const Result result =
+      evaluate(student, teacher, row_temperature, temperature, divergence, beta, valid, labels, cross_entropy_weight,
+               reduction, denominator, scale_by_temperature, student, need_stats);
+  return {result.loss, result.stats};
 }
 
 }  // namespace
 }  // namespace fastkd
 
-STABLE_TORCH_LIBRARY_IMPL(fastkd, CPU, m) { m.impl("kl_div", TORCH_BOX(&fastkd::kl_div)); }
+STABLE_TORCH_LIBRARY_IMPL(fastkd, CPU, m) {
+  m.impl("kl_div", TORCH_BOX(&fastkd::kl_div));
+  m.impl("kl_div_", TORCH_BOX(&fastkd::kl_div_));
+}

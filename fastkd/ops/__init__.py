@@ -1,5 +1,6 @@
 """The ops: schema, fake, autograd and choice of backend of each in the file of its name."""
 
 from fastkd.ops.kl_div import kl_div
+from fastkd.ops.linear_kl_div import linear_kl_div
 
-__all__ = ["kl_div"]
+__all__ = ["kl_div", "linear_kl_div"]

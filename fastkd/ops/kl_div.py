@@ -12,11 +12,18 @@ FORWARD, REVERSE, JSD = range(3)
 NONE, SUM, MEAN = range(3)
 NAMES = ("forward", "reverse", "jsd")
 
+_OPTIONS = (
+    "Tensor? row_temperature, float temperature, int divergence, float beta, Tensor? valid, Tensor? labels, "
+    "float cross_entropy_weight, int reduction, Tensor? denominator, bool scale_by_temperature"
+)
 _extension.define(
     "kl_div",
-    "(Tensor student, Tensor teacher, Tensor? row_temperature, float temperature, int divergence, float beta, "
-    "Tensor? valid, Tensor? labels, float cross_entropy_weight, int reduction, Tensor? denominator, "
-    "bool scale_by_temperature, bool need_grad, bool need_stats) -> (Tensor loss, Tensor grad, Tensor stats)",
+    f"(Tensor student, Tensor teacher, {_OPTIONS}, bool need_grad, bool need_stats) "
+    "-> (Tensor loss, Tensor grad, Tensor stats)",
+)
+_extension.define(
+    "kl_div_",  # the gradient takes the place of the student's logits
+    f"(Tensor(a!) student, Tensor teacher, {_OPTIONS}, bool need_stats) -> (Tensor loss, Tensor stats)",
 )
 
 
@@ -152,10 +159,19 @@ def _fake(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, Te
 
 
 def _triton(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *options, need_grad, need_stats = arguments
+    return _launch(student, teacher, Options(*options), need_grad=need_grad, need_stats=need_stats, in_place=False)
+
+
+def _triton_(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *options, need_stats = arguments
+    loss, _, stats = _launch(student, teacher, Options(*options), need_grad=True, need_stats=need_stats, in_place=True)
+    return loss, stats
+
+
+def _launch(student: Tensor, teacher: Tensor, options: Options, **wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
     from fastkd.kernels.kl_div import launch_kl_div
 
-    *values, need_grad, need_stats = arguments
-    options = Options(*values)
     grad_scale = None
     if options.reduction == MEAN and student.dtype != torch.float16:
         count = options.denominator
@@ -174,11 +190,18 @@ def _triton(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, 
         cross_entropy_weight=options.cross_entropy_weight,
         scale_by_temperature=options.scale_by_temperature,
         grad_scale=grad_scale,
-        need_grad=need_grad,
-        need_stats=need_stats,
+        **wanted,
     )
     return reduce(rows, options.reduction, options.denominator), grad, stats
 
 
+def _fake_(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *options, need_stats = arguments
+    loss, _, stats = _fake(student, teacher, *options, False, need_stats)
+    return loss, stats
+
+
+torch.library.register_fake("fastkd::kl_div_", _fake_)
+torch.library.register_kernel("fastkd::kl_div_", "cuda", _triton_)
 torch.library.register_fake("fastkd::kl_div", _fake)
 torch.library.register_kernel("fastkd::kl_div", "cuda", _triton)

@@ -1,0 +1,336 @@
+"""``torch.ops.fastkd.linear_kl_div``: divergence of two heads' logits, of which only a few rows exist at a time.
+
+Four matrix products (the logits of both models, the gradients of the student's hidden states and weight), three where
+the head is frozen, two without gradient: the gradient of a chunk of logits takes their place as soon as they are there.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastkd import reference
+from fastkd.ops import _extension
+from fastkd.ops.kl_div import MEAN, NAMES, NONE, reduce
+
+LEAST_BUDGET = 48 * 2**20
+TEACHER_ROWS = 128
+"""Rows of the teacher's logits that exist at once: enough for the matrix product to run at full speed."""
+
+_extension.define(
+    "linear_kl_div",
+    "(Tensor student_hidden, Tensor student_weight, Tensor? student_bias, Tensor teacher_hidden, "
+    "Tensor teacher_weight, Tensor? teacher_bias, float student_scale, float teacher_scale, float? student_softcap, "
+    "float? teacher_softcap, Tensor? row_temperature, float temperature, int divergence, float beta, Tensor? valid, "
+    "Tensor? labels, float cross_entropy_weight, bool scale_by_temperature, int memory_budget, Tensor? row_weight, "
+    "bool need_hidden, bool need_weight, bool need_bias) -> (Tensor rows, Tensor hidden, Tensor weight, Tensor bias)",
+)
+
+
+class Options(NamedTuple):
+    """Arguments of the op from the teacher's hidden states to the memory budget, in the order of its schema."""
+
+    teacher_hidden: Tensor
+    teacher_weight: Tensor
+    teacher_bias: Tensor | None
+    student_scale: float
+    teacher_scale: float
+    student_softcap: float | None
+    teacher_softcap: float | None
+    row_temperature: Tensor | None
+    temperature: float
+    divergence: int
+    beta: float
+    valid: Tensor | None
+    labels: Tensor | None
+    cross_entropy_weight: float
+    scale_by_temperature: bool
+    memory_budget: int
+
+
+def linear_kl_div(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    student_bias: Tensor | None,
+    options: Options,
+    reduction: int,
+    normalizer: float | Tensor | None,
+) -> Tensor:
+    """Checked arguments in, loss () or (N,) out."""
+    denominator = _denominator(student_hidden, options.valid, reduction, normalizer)
+    student = (student_hidden, student_weight, student_bias)
+    if _extension.backend("linear_kl_div", student_hidden.device.type, student_hidden.dtype) == "reference":
+        return reduce(_reference(student, options), reduction, denominator)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in student):
+        loss: Tensor = _LinearKLDiv.apply(*student, options, reduction, denominator)  # type: ignore[no-untyped-call]
+        return loss
+    rows = torch.ops.fastkd.linear_kl_div(*student, *options, None, False, False, False)[0]
+    return reduce(rows, reduction, denominator)
+
+
+def _denominator(
+    hidden: Tensor, valid: Tensor | None, reduction: int, normalizer: float | Tensor | None
+) -> Tensor | None:
+    if reduction != MEAN:
+        return None
+    if normalizer is None and valid is not None:
+        return valid.sum(dtype=torch.float32)
+    count = max(hidden.shape[0], 1) if normalizer is None else normalizer
+    return torch.as_tensor(count, dtype=torch.float32, device=hidden.device)
+
+
+def _reference(student: tuple[Tensor, Tensor, Tensor | None], options: Options) -> Tensor:
+    temperature = options.temperature if options.row_temperature is None else options.row_temperature
+    return reference.linear_kl_div_rows(
+        *student,
+        options.teacher_hidden,
+        options.teacher_weight,
+        options.teacher_bias,
+        student_scale=options.student_scale,
+        teacher_scale=options.teacher_scale,
+        student_softcap=options.student_softcap,
+        teacher_softcap=options.teacher_softcap,
+        temperature=temperature,
+        divergence=NAMES[options.divergence],
+        beta=options.beta,
+        valid=options.valid,
+        labels=options.labels,
+        cross_entropy_weight=options.cross_entropy_weight,
+        scale_by_temperature=options.scale_by_temperature,
+    )
+
+
+class _LinearKLDiv(torch.autograd.Function):
+    """Gradients in the forward pass; unreduced losses, whose weights are not known there, are computed once more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        options: Options,
+        reduction: int,
+        denominator: Tensor | None,
+    ) -> Tensor:
+        ctx.unreduced = reduction == NONE
+        ctx.has_bias = bias is not None
+        needed = ctx.needs_input_grad[:3]
+        if ctx.unreduced:
+            ctx.save_for_backward(hidden, weight, bias)
+            ctx.options = options
+            rows: Tensor = torch.ops.fastkd.linear_kl_div(hidden, weight, bias, *options, None, False, False, False)[0]
+            return rows
+        scale = hidden.new_ones((), dtype=torch.float32)
+        if denominator is not None:
+            scale = torch.where(denominator == 0, 0.0, 1 / denominator)
+        rows, *grads = torch.ops.fastkd.linear_kl_div(hidden, weight, bias, *options, scale, *needed)
+        ctx.save_for_backward(*grads)
+        return reduce(rows, reduction, denominator)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        compiling = torch.compiler.is_compiling()
+        if torch.is_grad_enabled() and not compiling:
+            raise RuntimeError(
+                "the fused linear_kl_div has no second derivative, which create_graph=True asks for: "
+                "use float64 tensors or FASTKD_BACKEND=reference"
+            )
+        needed = ctx.needs_input_grad[:3]
+        if ctx.unreduced:
+            hidden, weight, bias = ctx.saved_tensors
+            grads = torch.ops.fastkd.linear_kl_div(hidden, weight, bias, *ctx.options, grad_loss, *needed)[1:]
+        else:
+            grads = ctx.saved_tensors
+            if compiling or grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:
+                grads = [(grad * grad_loss).to(grad.dtype) for grad in grads]
+        return (*(grad if need else None for grad, need in zip(grads, needed, strict=True)), None, None, None)
+
+
+def _default_budget(weight: Tensor) -> int:
+    """Bytes for logits, from what it costs to sum the weight's gradient over chunks.
+
+    In float32 the sum is read and written once per chunk: a quarter of its size keeps that below a tenth of the time.
+    In half precision several chunks need a float32 sum and a product beside it, three times the weight: one chunk of
+    that size is faster and no larger.
+    """
+    return max(LEAST_BUDGET, weight.nbytes // 4 if weight.dtype == torch.float32 else 3 * weight.nbytes)
+
+
+def _chunk_rows(rows: int, vocabulary: int, weight: Tensor, budget: int) -> int:
+    """Rows of the student's logits that exist at once, with the teacher's inside ``budget`` bytes (0: the default)."""
+    budget = budget or _default_budget(weight)
+    per_row = vocabulary * weight.element_size()
+    most = max(budget // per_row - TEACHER_ROWS, budget // (2 * per_row), 1)
+    chunks = max(-(-rows // most), 1)
+    return -(-rows // chunks)
+
+
+class _Head(NamedTuple):
+    """One model's map from hidden states to logits."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    def logits(self, rows: slice, out: Tensor) -> Tensor:
+        torch.mm(self.hidden[rows], self.weight.T, out=out)
+        if self.bias is not None:
+            out.add_(self.bias)
+        if self.scale != 1.0:
+            out.mul_(self.scale)
+        if self.softcap is not None:
+            out.div_(self.softcap).tanh_().mul_(self.softcap)
+        return out
+
+
+def _fused(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *values, row_weight, need_hidden, need_weight, need_bias = arguments
+    options = Options(*values)
+    index = None if options.valid is None else options.valid.nonzero().squeeze(1)
+
+    def counted(x: Tensor | None) -> Any:
+        """The rows that count: the others take no part in any product."""
+        return x if x is None or x.dim() == 0 or index is None else x[index]
+
+    options = options._replace(
+        valid=None, row_temperature=counted(options.row_temperature), labels=counted(options.labels)
+    )
+    student = _Head(counted(hidden), weight, bias, options.student_scale, options.student_softcap)
+    teacher = _Head(
+        counted(options.teacher_hidden),
+        options.teacher_weight,
+        options.teacher_bias,
+        options.teacher_scale,
+        options.teacher_softcap,
+    )
+    gradients = _Gradients(student, counted(row_weight), need_hidden, need_weight, need_bias)
+    count, vocabulary = len(student.hidden), len(weight)
+    chunk = _chunk_rows(count, vocabulary, weight, options.memory_budget)
+    buffer = _fresh(hidden, chunk, vocabulary)
+    teacher_buffer = _fresh(teacher.hidden, min(chunk, TEACHER_ROWS), vocabulary)
+    losses = hidden.new_empty(count, dtype=torch.float32)
+    for begin in range(0, count, max(chunk, 1)):
+        rows = slice(begin, min(begin + chunk, count))
+        logits = student.logits(rows, buffer[: rows.stop - begin])
+        for first in range(begin, rows.stop, TEACHER_ROWS):
+            part = slice(first, min(first + TEACHER_ROWS, rows.stop))
+            theirs = teacher.logits(part, teacher_buffer[: part.stop - first])
+            ours = logits[first - begin : part.stop - begin]
+            losses[part] = _divergence(ours, theirs, part, options, gradients.needed)
+        gradients.add(rows, logits)
+    return gradients.results(losses, index, hidden.shape[0])
+
+
+def _divergence(student: Tensor, teacher: Tensor, rows: slice, options: Options, need_grad: bool) -> Tensor:
+    """Losses of some rows; leaves the gradient in place of the student's logits when it is needed."""
+    capped = None
+    if need_grad and options.student_softcap is not None:
+        capped = student / options.student_softcap
+    arguments = (
+        student,
+        teacher.to(student.dtype),
+        None if options.row_temperature is None else options.row_temperature[rows],
+        options.temperature,
+        options.divergence,
+        options.beta,
+        None,
+        None if options.labels is None else options.labels[rows],
+        options.cross_entropy_weight,
+        NONE,
+        None,
+        options.scale_by_temperature,
+    )
+    if not need_grad:
+        loss: Tensor = torch.ops.fastkd.kl_div(*arguments, False, False)[0]
+        return loss
+    losses: Tensor = torch.ops.fastkd.kl_div_(*arguments, False)[0]
+    if capped is not None:
+        student.addcmul_(student * capped, capped, value=-1)  # the derivative of c tanh(z / c) is 1 - tanh²
+    return losses
+
+
+class _Gradients:
+    """Sums of the chunks' gradients, each row weighted; of the weight in float32 when there are several chunks."""
+
+    def __init__(self, head: _Head, row_weight: Tensor | None, hidden: bool, weight: bool, bias: bool) -> None:
+        self.head = head
+        self.needed = hidden or weight or bias
+        self.hidden = torch.empty_like(head.hidden) if hidden else None
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.need_weight, self.need_bias = weight, bias
+        # Half precision would flush gradients divided by the count: there the largest weight is 1 until the end.
+        self.peak = None
+        if row_weight is not None:
+            row_weight = row_weight * head.scale
+            if head.hidden.dtype == torch.float16 and len(head.hidden) > 0:
+                self.peak = row_weight.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+                row_weight = row_weight / self.peak
+            row_weight = row_weight.expand(len(head.hidden))
+        self.row_weight = row_weight
+
+    def add(self, rows: slice, logits: Tensor) -> None:
+        """Take in the gradient of a chunk of logits."""
+        if not self.needed:
+            return
+        assert self.row_weight is not None
+        row_weight = self.row_weight[rows, None]
+        if self.hidden is not None:
+            torch.mm(logits, self.head.weight, out=self.hidden[rows]).mul_(row_weight)
+        if self.need_weight:
+            weighted = (self.head.hidden[rows] * row_weight).to(logits.dtype)
+            self.weight = _accumulated(self.weight, logits, weighted, len(self.head.hidden))
+        if self.need_bias:
+            part = torch.mv(logits.T, row_weight[:, 0].to(logits.dtype)).float()
+            self.bias = part if self.bias is None else self.bias.add_(part)
+
+    def results(self, losses: Tensor, index: Tensor | None, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Losses and gradients of all rows, those that do not count included."""
+        head, hidden, weight, bias = self.head, self.hidden, self.weight, self.bias
+        if weight is None and self.need_weight:
+            weight = torch.zeros_like(head.weight)
+        if bias is None and self.need_bias:
+            bias = head.weight.new_zeros(len(head.weight))
+        if index is not None:
+            losses = losses.new_zeros(count).index_copy_(0, index, losses)
+            if hidden is not None:
+                hidden = hidden.new_zeros(count, hidden.shape[1]).index_copy_(0, index, hidden)
+        grads = (hidden, weight, bias)
+        if self.peak is not None:
+            grads = tuple(None if grad is None else grad * self.peak for grad in grads)  # type: ignore[assignment]
+        dtype = head.hidden.dtype
+        return losses, *(losses.new_empty(0, dtype=dtype) if g is None else g.to(dtype) for g in grads)  # type: ignore[return-value]
+
+
+def _accumulated(total: Tensor | None, logits: Tensor, hidden: Tensor, count: int) -> Tensor:
+    """total + logitsᵀ hidden."""
+    if total is None:
+        product = torch.mm(logits.T, hidden, out=_fresh(logits, logits.shape[1], hidden.shape[1]))
+        return product if len(hidden) == count else product.float()
+    if total.dtype == logits.dtype:
+        return total.addmm_(logits.T, hidden)
+    return total.add_(torch.mm(logits.T, hidden))
+
+
+def _fresh(like: Tensor, *shape: int) -> Tensor:
+    """Memory that is written once, where faulting in small pages would take as long as the writing."""
+    memory = like.new_empty(shape)
+    if memory.device.type == "cpu":
+        torch.ops.fastkd.prefer_huge_pages_(memory)
+    return memory
+
+
+def _fake(hidden: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    *_, need_hidden, need_weight, need_bias = arguments
+    needs = ((hidden, need_hidden), (weight, need_weight), (bias, need_bias))
+    grads = (hidden.new_empty(x.shape if need and x is not None else (0,)) for x, need in needs)
+    return hidden.new_empty(hidden.shape[0], dtype=torch.float32), *grads
+
+
+torch.library.register_fake("fastkd::linear_kl_div", _fake)
+torch.library.register_kernel("fastkd::linear_kl_div", ("cpu", "cuda"), _fused)
