@@ -1,5 +1,7 @@
 """Distillation losses to import into any training loop."""
 
+from fastkd.losses.embedding_mixup import embedding_mixup
 from fastkd.losses.kl_div import KLDivLoss, KLDivStats, kl_div
+from fastkd.losses.mixup import mixup, mixup_cross_entropy
 
-__all__ = ["KLDivLoss", "KLDivStats", "kl_div"]
+__all__ = ["KLDivLoss", "KLDivStats", "embedding_mixup", "kl_div", "mixup", "mixup_cross_entropy"]

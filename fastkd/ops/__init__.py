@@ -1,5 +1,7 @@
 """The ops: schema, fake, autograd and choice of backend of each in the file of its name."""
 
+from fastkd.ops.embedding_mixup import embedding_mixup
 from fastkd.ops.kl_div import kl_div
+from fastkd.ops.mixup import mixup
 
-__all__ = ["kl_div"]
+__all__ = ["embedding_mixup", "kl_div", "mixup"]

@@ -1,5 +1,7 @@
 """Every op in plain torch: the definition, the float64 oracle of the tests and the fallback."""
 
+from fastkd.reference.embedding_mixup import embedding_mixup
 from fastkd.reference.kl_div import kl_div_rows, kl_div_stats
+from fastkd.reference.mixup import mixup
 
-__all__ = ["kl_div_rows", "kl_div_stats"]
+__all__ = ["embedding_mixup", "kl_div_rows", "kl_div_stats", "mixup"]
