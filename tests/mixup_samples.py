@@ -1,7 +1,11 @@
 """Inputs of mixup and embedding_mixup that every backend is checked with."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
+
+ROOT = Path(__file__).parent.parent
 
 SHAPES = ((1,), (7,), (6, 1), (5, 3), (4, 16), (7, 17), (3, 2, 33), (6, 4, 5, 7), (33, 1000), (3, 140001))
 """Scalars, below / at / above the vector widths, several dimensions, rows longer than what a thread takes at a time."""

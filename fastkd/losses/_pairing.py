@@ -14,9 +14,7 @@ def pairing(permutation: Tensor, lam: float | Tensor, name: str, mixed: Tensor) 
     if permutation.dtype != torch.int64:
         raise TypeError(f"permutation must be int64, got {permutation.dtype}")
     if permutation.shape != (rows,):
-        raise ValueError(
-            f"permutation has shape {tuple(permutation.shape)}, but {name} has a batch of {rows}: ({rows},)"
-        )
+        raise ValueError(f"permutation has shape {tuple(permutation.shape)}, the batch of {name} needs ({rows},)")
     same_device("permutation", permutation, name, mixed)
     if readable(permutation):
         _is_permutation(permutation)

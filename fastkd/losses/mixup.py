@@ -62,6 +62,8 @@ def mixup_cross_entropy(
     """
     _pairing.batch("logits", logits)
     _pairing.floating("logits", logits)
+    _pairing.batch("labels", labels)
+    _pairing.same_device("labels", labels, "logits", logits)
     _checks.reduction(reduction, None)
     valid = _checks.valid_rows(logits, labels, ignore_index, None)
     assert valid is not None
