@@ -7,7 +7,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
 
-SHAPES = ((1,), (7,), (6, 1), (5, 3), (4, 16), (7, 17), (3, 2, 33), (6, 4, 5, 7), (33, 1000), (3, 140001))
+SHAPES = ((1,), (7,), (6, 1), (5, 3), (4, 16), (7, 17), (3, 2, 33), (6, 4, 5, 7), (33, 500), (2, 131100))
 """Scalars, below / at / above the vector widths, several dimensions, rows longer than what a thread takes at a time."""
 
 TABLES = ((5, 1), (9, 3), (40, 16), (11, 33), (300, 130), (50, 257))

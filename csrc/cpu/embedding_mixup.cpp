@@ -84,7 +84,7 @@ struct Tokens {
       if (values[i] != padding_idx) ++first[values[i] + 1];
     for (int64_t v = 0; v < vocabulary; ++v) first[v + 1] += first[v];
     std::vector<int64_t> next(first);
-    sources.resize(first[vocabulary]);
+    sources.resize(first[vocabulary] + 1);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t row = i / tokens, partner = pairing.partner[row];
       if (values[i] != padding_idx)

@@ -28,7 +28,7 @@ struct EmbeddingGradTask {
   void* out;         // (vocabulary, columns) contiguous
   int64_t columns;
   const int64_t* first;   // (vocabulary + 1): where the sources of a row of the table begin
-  const Source* sources;  // in the order of the table's rows
+  const Source* sources;  // in the order of the table's rows, and one more that is only looked ahead to
   Dtype dtype;
 };
 

@@ -14,16 +14,28 @@ void lookup(const EmbeddingMixupTask& task, int64_t begin, int64_t end) {
   }
 }
 
-// Columns c .. c + kVectors * kLanes of one row of the table's gradient: the sum of its sources, in their order.
+// Columns of a source's two rows of the incoming gradient.
+template <class T>
+struct Rows {
+  const T *own, *partner;
+  Rows(const EmbeddingGradTask& task, int64_t k, int64_t c)
+      : own((const T*)task.grad + task.sources[k].row * task.columns + c),
+        partner((const T*)task.grad + task.sources[k].partner * task.columns + c) {}
+};
+
+// Columns c .. c + kVectors * kLanes of one row of the table's gradient: the sum of its sources, in their order. Rows
+// of the incoming gradient come in no order a processor could foresee, so those of the next source are asked for early.
 template <int kVectors, class T>
 inline void gather(const EmbeddingGradTask& task, int64_t row, int64_t c) {
   Vec sum[kVectors]{};
   for (int64_t k = task.first[row]; k < task.first[row + 1]; ++k) {
-    const Source& s = task.sources[k];
-    const T *x = (const T*)task.grad + s.row * task.columns + c,
-            *y = (const T*)task.grad + s.partner * task.columns + c;
-    const Vec a = splat(s.weight), b = splat(s.partner_weight);
-    for (int i = 0; i < kVectors; ++i) sum[i] += fma(a, load(x + i * kLanes), b * load(y + i * kLanes));
+    const Rows<T> from(task, k, c), next(task, k + 1, c);
+    const Vec a = splat(task.sources[k].weight), b = splat(task.sources[k].partner_weight);
+    for (int i = 0; i < kVectors * kLanes; i += kLanes) {
+      __builtin_prefetch(next.own + i);
+      __builtin_prefetch(next.partner + i);
+      sum[i / kLanes] += fma(a, load(from.own + i), b * load(from.partner + i));
+    }
   }
   for (int i = 0; i < kVectors; ++i) store((T*)task.out + row * task.columns + c + i * kLanes, sum[i]);
 }
@@ -32,10 +44,9 @@ template <class T>
 inline void gather_tail(const EmbeddingGradTask& task, int64_t row, int64_t c, int64_t n) {
   Vec sum{};
   for (int64_t k = task.first[row]; k < task.first[row + 1]; ++k) {
-    const Source& s = task.sources[k];
-    const T *x = (const T*)task.grad + s.row * task.columns + c,
-            *y = (const T*)task.grad + s.partner * task.columns + c;
-    sum += fma(splat(s.weight), load_tail(x, n), splat(s.partner_weight) * load_tail(y, n));
+    const Rows<T> from(task, k, c);
+    const Vec a = splat(task.sources[k].weight), b = splat(task.sources[k].partner_weight);
+    sum += fma(a, load_tail(from.own, n), b * load_tail(from.partner, n));
   }
   store_tail((T*)task.out + row * task.columns + c, sum, n);
 }
