@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "kl_div": "fastkd.losses",
     "KLDivLoss": "fastkd.losses",
+    "MixupSampler": "fastkd.mixup",
+    "mix_batch": "fastkd.mixup",
     "BiAttentiveLSTMConfig": "fastkd.students",
     "BiAttentiveLSTM": "fastkd.students",
     "MKDConfig": "fastkd.methods.mkd",
