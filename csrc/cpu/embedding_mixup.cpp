@@ -60,12 +60,7 @@ Tensor embedding_mixup(const Tensor& ids_in, const Tensor& table_in, const Tenso
   task.weight = pairing.weight.data();
   task.partner_weight = pairing.partner_weight.data();
   task.dtype = dtype_of(table, "embedding_mixup");
-  const auto kernel = target() == Target::baseline ? baseline::embedding_mixup
-#if defined(__x86_64__)
-                      : target() == Target::avx2   ? avx2::embedding_mixup
-                      : target() == Target::avx512 ? avx512::embedding_mixup
-#endif
-                                                   : baseline::embedding_mixup;
+  const auto kernel = FASTKD_PICK(embedding_mixup);
   if (out.numel() > 0)
     torch::stable::parallel_for(0, rows * tokens, kGrain / columns + 1,
                                 [&](int64_t begin, int64_t end) { kernel(task, begin, end); });
@@ -97,12 +92,7 @@ struct Tokens {
 // Every row of the table's gradient is written once, by whoever owns it: no two threads add to one row, and a sum runs
 // in the order of the batch whatever the number of threads.
 void run(const EmbeddingGradTask& task, int64_t vocabulary) {
-  const auto kernel = target() == Target::baseline ? baseline::embedding_mixup_backward
-#if defined(__x86_64__)
-                      : target() == Target::avx2   ? avx2::embedding_mixup_backward
-                      : target() == Target::avx512 ? avx512::embedding_mixup_backward
-#endif
-                                                   : baseline::embedding_mixup_backward;
+  const auto kernel = FASTKD_PICK(embedding_mixup_backward);
   // Work up to a row of the table, in rows written and read; frequent rows are left to the second loop.
   std::vector<int64_t> work(vocabulary + 1), frequent;
   for (int64_t v = 0; v < vocabulary; ++v) {

@@ -22,14 +22,8 @@ constexpr int64_t kGrain = 1 << 14;    // elements per task: below that a thread
 constexpr int64_t kChunk = 512 << 10;  // bytes of a row taken at a time, so that a row and its partner stay in L2
 
 void run(const MixupTask& task) {
-  const auto kernel = target() == Target::baseline ? baseline::mixup
-#if defined(__x86_64__)
-                      : target() == Target::avx2   ? avx2::mixup
-                      : target() == Target::avx512 ? avx512::mixup
-#endif
-                                                   : baseline::mixup;
+  const auto kernel = FASTKD_PICK(mixup);
   const int64_t units = (task.columns + task.chunk - 1) / task.chunk * task.rows;
-  if (task.rows * task.columns <= kGrain) return kernel(task, 0, units);
   torch::stable::parallel_for(0, units, kGrain / task.chunk + 1,
                               [&](int64_t begin, int64_t end) { kernel(task, begin, end); });
 }
