@@ -1,11 +1,7 @@
 """Inputs of mixup and embedding_mixup that every backend is checked with."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
-
-ROOT = Path(__file__).parent.parent
 
 SHAPES = ((1,), (7,), (6, 1), (5, 3), (4, 16), (7, 17), (3, 2, 33), (6, 4, 5, 7), (33, 500), (2, 131100))
 """Scalars, below / at / above the vector widths, several dimensions, rows longer than what a thread takes at a time."""
@@ -14,6 +10,10 @@ TABLES = ((5, 1), (9, 3), (40, 16), (11, 33), (300, 130), (50, 257))
 """Vocabulary and width: below / at / above the vector widths, and with a rest after the widest step."""
 
 PAIRINGS = ("random", "identity", "one cycle", "swaps")
+
+
+KINDS = 6
+"""Kinds of examples, in turn: see ``examples``."""
 
 
 def permutation(rows: int, pairing: str = "random", seed: int = 0) -> Tensor:
@@ -35,14 +35,18 @@ def lam(rows: int, seed: int = 0) -> Tensor:
     return drawn
 
 
+def pair(rows: int, pairing: str = "random") -> tuple[Tensor, Tensor]:
+    return permutation(rows, pairing), lam(rows)
+
+
 def examples(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """Ordinary, far-off, tiny, huge, cancelling and zero examples in turn, in storage wider than the batch."""
     generator = torch.Generator().manual_seed(seed)
     storage = torch.randn(shape[0], *shape[1:-1], (shape[-1] if len(shape) > 1 else 1) + 3, generator=generator)
     x = storage[..., : shape[-1]] if len(shape) > 1 else storage[:, 0]
     for row, change in enumerate((1.0, 1.0, 1e-4, 1e4, -1.0, 0.0)):
-        x[row::6] *= change
-    x[1::6] += 500
+        x[row::KINDS] *= change
+    x[1::KINDS] += 500
     if len(x) > 4:
         x[4] = -x[0]
     storage = storage.to(dtype)

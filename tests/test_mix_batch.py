@@ -6,6 +6,7 @@ import mixup_samples as samples
 import pytest
 import torch
 import torch.nn.functional as F
+from subprocesses import ROOT
 
 from fastkd.losses import embedding_mixup, mixup, mixup_cross_entropy
 from fastkd.mixup import Mix, MixupSampler, mix_batch
@@ -126,7 +127,7 @@ def test_draws_are_permutations_with_a_beta_distributed_lambda():
 
 
 def test_the_documented_loop_runs_and_learns():
-    text = samples.ROOT.joinpath("docs/mixup.md").read_text()
+    text = ROOT.joinpath("docs/mixup.md").read_text()
     loop = next(block for block in text.split("```python\n")[1:] if "MixupSampler" in block).split("```")[0]
     namespace = {}
     exec(loop, namespace)
