@@ -246,11 +246,12 @@ def _tile(n_cols: int, divergence: int) -> _Tile:
 
     Long rows stream through tiles of 16 logits of each model to a thread, which leaves registers for several programs
     on a multiprocessor where a tile as wide as a vocabulary would spill. The JSD holds more of each column at once:
-    half of that, and a bound on registers that ptxas, left to itself, sets low enough to spill a few. Short rows share
-    a program, 8 logits of each model to a thread, but no more than a row to a thread: the state of a row takes more
-    registers than a few columns do.
+    half of that. The bound on registers is for the JSD and the reverse divergence: ptxas, left to itself, sets one low
+    enough to spill a few. Short rows share a program, 8 logits of each model to a thread, but no more than a row to a
+    thread: the state of a row takes more registers than a few columns do.
     """
-    widest, maxnreg = (2048, 128) if divergence == JSD.value else (4096, None)
+    widest = 2048 if divergence == JSD.value else 4096
+    maxnreg = None if divergence == FORWARD.value else 128
     columns = min(triton.next_power_of_2(n_cols), widest)
     return _Tile(min(128, max(1, 1024 // columns)), columns, 8 if columns == widest else 4, maxnreg)
 
@@ -289,28 +290,10 @@ def launch_kl_div(
     tile = _tile(n_cols, divergence)
     with torch.cuda.device_of(student):
         _kl_div_kernel[(triton.cdiv(n_rows, tile.rows),)](
-            student,
-            teacher,
-            rows,
-            grad if need_grad else None,
-            stats if need_stats else None,
-            row_temperature,
-            valid,
-            labels if weighted or need_stats else None,
-            grad_scale,
-            student.stride(0),
-            teacher.stride(0),
-            n_rows,
-            n_cols,
-            temperature,
-            beta,
-            cross_entropy_weight,
-            DIVERGENCE=divergence,
-            SCALE_BY_TEMPERATURE=scale_by_temperature,
-            CROSS_ENTROPY=weighted,
-            ROWS=tile.rows,
-            BLOCK=tile.columns,
-            num_warps=tile.num_warps,
-            maxnreg=tile.maxnreg,
-        )
+            student, teacher, rows, grad if need_grad else None, stats if need_stats else None,
+            row_temperature, valid, labels if weighted or need_stats else None, grad_scale,
+            student.stride(0), teacher.stride(0), n_rows, n_cols, temperature, beta, cross_entropy_weight,
+            DIVERGENCE=divergence, SCALE_BY_TEMPERATURE=scale_by_temperature, CROSS_ENTROPY=weighted,
+            ROWS=tile.rows, BLOCK=tile.columns, num_warps=tile.num_warps, maxnreg=tile.maxnreg,
+        )  # fmt: skip
     return rows, grad, stats

@@ -238,11 +238,6 @@ def test_a_nan_stays_in_its_row(backend, vocabulary, divergence, which):
     assert grad.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "backend",
-    [pytest.param("cpu", marks=pytest.mark.xfail(strict=True, reason="a row is empty by its maximum")), "triton"],
-    indirect=True,
-)
 @pytest.mark.parametrize("divergence", samples.DIVERGENCES)
 def test_a_row_of_nan_and_absent_columns_is_not_empty(backend, divergence):
     student = torch.full((1, 20), -INF)

@@ -9,6 +9,8 @@ from tiny import save_encoder, write_glue
 from transformers import AutoTokenizer
 
 from fastkd.cli import main
+from fastkd.cli.config import read_options
+from fastkd.training import trainer
 from fastkd.training.teacher import MultiTaskEncoder, load_teacher, train_teacher
 
 
@@ -38,11 +40,25 @@ def test_command_trains_saves_and_reports(encoder, glue, tmp_path, capsys):
     assert metrics["eval_stsb_pearson"] > 0.9
     assert list(output.parent.iterdir()) == [output]
     assert not list(output.glob("*.bin"))
+    assert read_options(output / "options.yaml").items() >= {"pooling": ["mean"], "bf16": ["false"]}.items()
     teacher = load_teacher(output)
     words = AutoTokenizer.from_pretrained(output)(["the great film", "the awful film"], return_tensors="pt")
     assert teacher(**words, task="sst2").logits.argmax(-1).tolist() == [1, 0]
     embeddings = load_file(output / "model.safetensors")["encoder.embeddings.word_embeddings.weight"]
     assert torch.equal(embeddings, teacher.encoder.embeddings.word_embeddings.weight)
+
+
+def test_sampling_tau_reaches_the_sampler(encoder, glue, tmp_path, monkeypatch, capsys):
+    taus = []
+    sampler = trainer.MultiTaskBatchSampler
+    monkeypatch.setattr(
+        trainer, "MultiTaskBatchSampler", lambda *a, **options: taus.append(options["tau"]) or sampler(*a, **options)
+    )
+    assert main(command(encoder, glue, tmp_path / "one", "--epochs", "1", "--sampling-tau", "0.5")) == 0
+    assert main(command(encoder, glue, tmp_path / "two", "--epochs", "1")) == 0
+    assert taus == [0.5, None]
+    assert main(command(encoder, glue, tmp_path / "bad", "--sampling-tau", "-1")) == 1
+    assert "tau is -1.0; it must be a finite number >= 0" in capsys.readouterr().err
 
 
 def test_same_seed_same_teacher(encoder, glue, tmp_path):

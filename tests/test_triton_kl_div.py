@@ -94,6 +94,7 @@ def test_compiles_without_spills():
         (90, "reverse", "bf16", 1, EVERYTHING),
         (90, "jsd", "fp16", 30522, LOSS),
         (100, "jsd", "bf16", 3, EVERYTHING),
+        (100, "reverse", "bf16", 128257, LOSS),
     ]
     assert_nothing_spills({case: compile_job(*case) for case in widest + others})
 

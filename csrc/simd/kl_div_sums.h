@@ -171,13 +171,14 @@ struct Sweep {
       add_up(begin, end);
     }
     raise_maxima(Tile::fold_max(top.s), Tile::fold_max(top.t));
-    const Vec sum_s = Tile::fold_sum(sum.s);
+    const Vec sum_s = Tile::fold_sum(sum.s), sum_t = Tile::fold_sum(sum.t);
     all.per_s = 1.0f / sum_s;
-    all.per_t = 1.0f / Tile::fold_sum(sum.t);
+    all.per_t = 1.0f / sum_t;
     all.cross = Tile::fold_sum(cross) * (kReverse ? all.per_s : all.per_t);
     all.gap = fma((all.max_s - all.origin_s) - (all.max_t - all.origin_t), all.inverse_t, log(sum_s * all.per_t));
-    all.empty_s = Tile::fold_max(top.s) == -kInfinity;
-    all.empty_t = Tile::fold_max(top.t) == -kInfinity;
+    const VecInt numbers = (sum_s == sum_s) & (sum_t == sum_t);  // maxima pass over a NaN, sums do not
+    all.empty_s = (Tile::fold_max(top.s) == -kInfinity) & numbers;
+    all.empty_t = (Tile::fold_max(top.t) == -kInfinity) & numbers;
     all.infinite = all.empty_s ^ all.empty_t;
     if (D != Divergence::jsd && any(Tile::fold_min(low) == -kInfinity)) all.infinite |= excluded<D>(tile);
     return all;

@@ -44,18 +44,32 @@ void check_fma() {
 
 void check_folds() {
   const auto larger = [](Vec a, Vec b) { return max(a, b); };
-  const auto add = [](Vec a, Vec b) { return a + b; };
+  const auto sum = [](Vec a, Vec b) { return a + b; };
   Vec rows[kLanes];
   for (int peak = 0; peak < kLanes; ++peak) {
-    for (int k = 0; k < kLanes; ++k) rows[peak][k] = k == peak ? 100.0f : (float)-k;
-    lanes("fold_lanes by max", fold_lanes(rows[peak], larger), [](int) { return 100.0f; });
+    Vec v{};
+    for (int k = 0; k < kLanes; ++k) v[k] = k == peak ? 100.0f + peak : (float)-k;
+    rows[peak] = v;
+    lanes("fold_lanes", fold_lanes(v, larger), [&](int) { return 100 + peak; });
+    lanes("fold_lanes", fold_lanes(v, sum), [&](int) { return 100 + 2 * peak - kLanes * (kLanes - 1) / 2; });
   }
-  const auto sum = [](int k) { return 100.0f + k - 0.5f * kLanes * (kLanes - 1); };
-  for (int k = 0; k < kLanes; ++k) lanes("fold_lanes by sum", fold_lanes(rows[k], add), [&](int) { return sum(k); });
-  lanes("fold_rows by sum", fold_rows(rows, add), sum);
-  lanes("fold_rows by max", fold_rows(rows, larger), [](int) { return 100.0f; });
-  for (int k = 0; k < kLanes; ++k)
-    expect(any(rows[k] > 99.0f) && !any(rows[k] > 100.0f), FASTKD_NAME, "any", k, kLanes);
+  lanes("fold_rows", fold_rows(rows, larger), [](int k) { return 100 + k; });
+  lanes("fold_rows", fold_rows(rows, sum), [](int k) { return 100 + 2 * k - kLanes * (kLanes - 1) / 2; });
+}
+
+void check_lanes() {
+  lanes("iota", iota(), [](int k) { return k; });
+  lanes("lane_index", __builtin_convertvector(lane_index(), Vec), [](int k) { return k; });
+  expect(!any(VecInt{}), FASTKD_NAME, "any of none", 1, 0);
+  for (int k = 0; k < kLanes; ++k) {
+    VecInt one{};
+    one[k] = -1;
+    expect(any(one), FASTKD_NAME, "any of one", 0, 1);
+  }
+  for (int64_t n = 0; n <= 3 * kLanes; ++n) {
+    const int64_t wanted = n % kLanes ? n + kLanes - n % kLanes : n;
+    expect(padded(n) == wanted, FASTKD_NAME, "padded", padded(n), wanted);
+  }
 }
 
 void check_exp2() {
@@ -134,12 +148,13 @@ void check_tails(const char* what) {
 }
 
 template <class T>
-void check_strided(const char* what) {
-  T source[5 * kLanes];
-  for (int i = 0; i < 5 * kLanes; i += kLanes) store(source + i, iota() + (float)i);
-  for (int stride = 1; stride <= 5; ++stride)
-    for (int n = 1; n <= kLanes; ++n)
-      lanes(what, load_strided(source, stride, n), [&](int k) { return k < n ? (float)(k * stride) : 0.0f; });
+void check_strides(const char* what) {
+  constexpr int kWidest = 19;
+  T values[kWidest * kLanes];
+  for (int i = 0; i < kWidest; ++i) store(values + i * kLanes, iota() * 0.5f + (float)(i * 8));
+  for (int64_t stride : {0, 1, 2, 7, 18})
+    for (int64_t n = 1; n <= kLanes; ++n)
+      lanes(what, load_strided(values, stride, n), [&](int k) { return to_float(values[k < n ? k * stride : 0]); });
 }
 
 }  // namespace
@@ -148,6 +163,7 @@ static void check() {
   check_selection();
   check_fma();
   check_folds();
+  check_lanes();
   check_exp2();
   check_log();
   check_load<BFloat16>("load bfloat16", decode_bfloat16);
@@ -157,7 +173,7 @@ static void check() {
   check_tails<float>("float32 tails");
   check_tails<BFloat16>("bfloat16 tails");
   check_tails<Half>("float16 tails");
-  check_strided<float>("float32 strided");
-  check_strided<BFloat16>("bfloat16 strided");
-  check_strided<Half>("float16 strided");
+  check_strides<float>("float32 strides");
+  check_strides<BFloat16>("bfloat16 strides");
+  check_strides<Half>("float16 strides");
 }
