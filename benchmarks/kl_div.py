@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import mmap
 from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.limits import empty_on_huge_pages, huge_page_objection
 from benchmarks.registry import FORWARD, FORWARD_BACKWARD, Benchmark, Case
 from fastkd.losses import kl_div
 
 BOTH = (FORWARD, FORWARD_BACKWARD)
 FP32, BF16 = torch.float32, torch.bfloat16
-HUGE_PAGE = 2 * 1024 * 1024
 
 
 def _case(device: str, shape: tuple[int, int], dtype: torch.dtype, reason: str, overhead: bool = False) -> Case:
@@ -91,21 +90,7 @@ def read_both_write_one(student_logits: Tensor, teacher_logits: Tensor, **_: flo
     return torch.add(_as_words(student_logits), _as_words(teacher_logits))
 
 
-def _huge_page_objection(case: Case) -> str | None:
-    if case.device != "cpu":
-        return "memory of a GPU has large pages anyway"
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return "this system cannot be asked for huge pages"
-    if case.dtype.itemsize * torch.Size(case.shape).numel() < HUGE_PAGE:
-        return "the output is smaller than a huge page"
-    return None
-
-
-@BENCHMARK.limit("add-huge-pages", objection=_huge_page_objection)
+@BENCHMARK.limit("add-huge-pages", objection=huge_page_objection)
 def read_both_write_huge_pages(student_logits: Tensor, teacher_logits: Tensor, **_: float) -> Tensor:
-    """A fresh buffer faults at its first touch of every page, so pages of 2 MiB are the faster output."""
     student, teacher = _as_words(student_logits), _as_words(teacher_logits)
-    buffer = mmap.mmap(-1, student.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    buffer.madvise(mmap.MADV_HUGEPAGE)
-    output = torch.frombuffer(buffer, dtype=student.dtype).view(student.shape)
-    return torch.add(student, teacher, out=output)
+    return torch.add(student, teacher, out=empty_on_huge_pages(student))

@@ -15,7 +15,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from benchmarks.registry import FORWARD, Benchmark, Case, Provider
+from benchmarks.registry import FORWARD, UPSTREAM, Benchmark, Case, Provider
 from fastkd.reference.tolerance import GRADIENT, VALUE, assert_close
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 100
@@ -33,20 +33,23 @@ def bind(provider: Provider, case: Case, inputs: dict[str, Tensor], direction: s
 
     The gradient is asked for by ``torch.autograd.grad``. In a real step the logits are the output of a model
     and their gradient is passed on as it is; ``backward()`` into a leaf would instead copy any gradient that
-    the op still holds, a full extra pass which no user of a model pays.
+    the op still holds, a full extra pass which no user of a model pays. An input called ``upstream`` is no argument:
+    it is the gradient that comes in, for an op whose output is no number; a limit reads it as it does all inputs.
     """
     function = provider.function
     if provider.compiled:
         torch.compiler.reset()  # else the limit on recompilations silently turns later cases into eager ones
         function = torch.compile(function, fullgraph=True, dynamic=False)
+    arguments = {name: tensor for name, tensor in inputs.items() if provider.limit or name != UPSTREAM}
     if direction == FORWARD or provider.limit:
-        detached = {name: tensor.detach() for name, tensor in inputs.items()}
+        detached = {name: tensor.detach() for name, tensor in arguments.items()}
         return lambda: (function(**detached, **case.options),)
-    wanted = [tensor for tensor in inputs.values() if tensor.requires_grad]
+    wanted = [tensor for tensor in arguments.values() if tensor.requires_grad]
+    upstream = inputs.get(UPSTREAM)
 
     def forward_backward() -> tuple[Tensor, ...]:
-        output = function(**inputs, **case.options)
-        return output, *torch.autograd.grad(output, wanted)
+        output = function(**arguments, **case.options)
+        return output, *torch.autograd.grad(output, wanted, upstream)
 
     return forward_backward
 

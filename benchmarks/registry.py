@@ -16,6 +16,7 @@ from torch import Tensor
 
 FORWARD = "forward"
 FORWARD_BACKWARD = "forward+backward"
+UPSTREAM = "upstream"  # the input that is the gradient coming in, see measure.bind
 
 
 @dataclass(frozen=True)

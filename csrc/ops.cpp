@@ -12,6 +12,11 @@ STABLE_TORCH_LIBRARY(fastkd, m) {
       "float beta, Tensor? valid, Tensor? labels, float cross_entropy_weight, int reduction, Tensor? denominator, "
       "bool scale_by_temperature, bool need_stats) -> (Tensor loss, Tensor stats)");
   m.def("prefer_huge_pages_(Tensor(a!) memory) -> ()");
+  m.def("mixup(Tensor x, Tensor permutation, Tensor lam, bool transpose) -> Tensor");
+  m.def("embedding_mixup(Tensor ids, Tensor table, Tensor permutation, Tensor lam, int padding_idx) -> Tensor");
+  m.def(
+      "embedding_mixup_backward(Tensor grad, Tensor ids, Tensor permutation, Tensor lam, SymInt vocabulary, "
+      "int padding_idx) -> Tensor");
 }
 
 PyMODINIT_FUNC PyInit__C() {

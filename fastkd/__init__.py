@@ -13,6 +13,8 @@ _HOMES = {
     "KLDivLoss": "fastkd.losses",
     "linear_kl_div": "fastkd.losses",
     "LinearKLDivLoss": "fastkd.losses",
+    "MixupSampler": "fastkd.mixup",
+    "mix_batch": "fastkd.mixup",
     "BiAttentiveLSTMConfig": "fastkd.students",
     "BiAttentiveLSTM": "fastkd.students",
     "MKDConfig": "fastkd.methods.mkd",

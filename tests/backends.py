@@ -30,8 +30,8 @@ def device_of(backend: str) -> str:
 def answering(op: str, backend: str) -> Iterator[None]:
     """Inside, ``backend`` answers the op: "cpu", "triton" or "reference".
 
-    Without a GPU the Triton launcher takes the CPU kernel's place in the dispatcher, so that autograd, opcheck and
-    the compiler meet it as they do on a GPU.
+    Without a GPU the Triton launchers take the CPU kernels' place in the dispatcher, so that autograd, opcheck and
+    the compiler meet them as they do on a GPU.
     """
     if backend == "reference":
         with mock.patch.object(_extension, "backend", return_value="reference"), threads(1):
@@ -44,13 +44,13 @@ def answering(op: str, backend: str) -> Iterator[None]:
     else:
         pytest.importorskip("triton")
         module = import_module(f"fastkd.ops.{op}")
-        launchers = {op: module._triton, f"{op}_": getattr(module, "_triton_", None)}
+        pairs = ((op, "_triton"), (f"{op}_", "_triton_"), (f"{op}_backward", "_triton_backward"))
+        launchers = {name: getattr(module, launch) for name, launch in pairs if hasattr(module, launch)}
         with mock.patch.object(_extension, "backend", _choose), torch.library._scoped_library("fastkd", "IMPL") as here:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is another kernel, which is the point
                 for name, launch in launchers.items():
-                    if launch is not None:
-                        here.impl(name, launch, "CPU", allow_override=True)
+                    here.impl(name, launch, "CPU", allow_override=True)
             yield
 
 
@@ -87,8 +87,8 @@ def evaluate(
     arguments = [moved(x).to(dtype if dtype and x.is_floating_point() else x.dtype) for x in tensors]
     leaves = [arguments[index].requires_grad_() for index in wanted]
     result = function(*arguments, **{name: moved(value) for name, value in options.items()})
-    weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype, device=device).reshape(result.shape)
-    grads = torch.autograd.grad((result * weights).nan_to_num(posinf=0.0).sum(), leaves)
+    weights = torch.linspace(0.5, 1.5, result.numel(), device=device).reshape(result.shape)  # half would overflow
+    grads = torch.autograd.grad((result * weights.to(result.dtype)).nan_to_num(posinf=0.0).sum(), leaves)
     return tuple(tensor.detach().cpu() for tensor in (result, *grads))
 
 

@@ -1,4 +1,4 @@
-"""Mutants of kl_div: each is one plausible mistake, and the tests must notice every one of them.
+"""Mutants: each is one plausible mistake in kl_div, and the tests must notice every one of them.
 
 The first changes nothing and must pass: without it, a tree that fails for another reason would kill every mutant.
 """
@@ -47,7 +47,13 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_killed(name, tmp_path):
     path, old, new = MUTANTS[name]
-    tree = tmp_path / "fastkd"
+    chosen = "triton" if path.startswith("kernels") else "not triton"
+    done = run_mutant(path, old, new, tmp_path / "fastkd", "tests/test_kl_div.py", "-k", chosen)
+    assert done.returncode == int(name != "nothing"), f"{name}: wrong verdict\n{done.stdout[-2000:]}"
+
+
+def run_mutant(path, old, new, tree, *tests):
+    """The tests on a copy of this tree in which ``new`` stands for the one ``old`` of a file."""
     ignore = shutil.ignore_patterns(".venv", ".git", "build", "demo", "__pycache__", "results")
     shutil.copytree(ROOT, tree, symlinks=True, ignore=ignore)
     text = (tree / path).read_text()
@@ -55,7 +61,5 @@ def test_mutant_is_killed(name, tmp_path):
     (tree / path).write_text(text.replace(old, new))
     if path.startswith("csrc"):
         subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=tree, check=True)
-    chosen = "triton" if path.startswith("kernels") else "not triton"
-    tests = [sys.executable, "-m", "pytest", "-x", "tests/test_kl_div.py", "-k", chosen]
-    done = subprocess.run(tests, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True)
-    assert done.returncode == int(name != "nothing"), f"{name}: wrong verdict\n{done.stdout[-2000:]}"
+    command = [sys.executable, "-m", "pytest", "-x", *tests]
+    return subprocess.run(command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True)

@@ -49,3 +49,10 @@ FASTKD_END
 #undef FASTKD_LANES
 #undef FASTKD_AVX512
 #endif
+
+// f of the best instruction set of this CPU; needs simd/dispatch.h.
+#if defined(__x86_64__)
+#define FASTKD_PICK(f) (target() == Target::avx512 ? avx512::f : target() == Target::avx2 ? avx2::f : baseline::f)
+#else
+#define FASTKD_PICK(f) baseline::f
+#endif

@@ -62,7 +62,7 @@ def valid_rows(logits: Tensor, labels: Tensor | None, ignore_index: int, mask: T
             raise ValueError(f"labels has shape {tuple(labels.shape)}, the rows of the logits are {tuple(rows)}")
         _same_device("labels", labels, logits)
         valid = labels != ignore_index
-        if _readable(labels):
+        if readable(labels):
             _label_range(labels, valid, logits.shape[-1], ignore_index)
     if mask is not None:
         if mask.shape != rows:
@@ -87,12 +87,12 @@ def temperature(temperature: float | Tensor, logits: Tensor) -> tuple[float, Ten
             f"temperature has shape {tuple(temperature.shape)}; as a tensor it holds one value per row, {tuple(rows)}"
         )
     _same_device("temperature", temperature, logits)
-    if _readable(temperature) and not bool(((temperature > 0) & temperature.isfinite()).all()):
+    if readable(temperature) and not bool(((temperature > 0) & temperature.isfinite()).all()):
         raise ValueError(f"temperature must be positive and finite in every row, its least is {temperature.min()}")
     return 1.0, temperature.reshape(-1)
 
 
-def _readable(tensor: Tensor) -> bool:
+def readable(tensor: Tensor) -> bool:
     """Whether values can be looked at for free: not on a GPU, where it would wait for the device, nor in a graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 

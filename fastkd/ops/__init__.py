@@ -1,6 +1,8 @@
 """The ops: schema, fake, autograd and choice of backend of each in the file of its name."""
 
+from fastkd.ops.embedding_mixup import embedding_mixup
 from fastkd.ops.kl_div import kl_div
 from fastkd.ops.linear_kl_div import linear_kl_div
+from fastkd.ops.mixup import mixup
 
-__all__ = ["kl_div", "linear_kl_div"]
+__all__ = ["embedding_mixup", "kl_div", "linear_kl_div", "mixup"]
