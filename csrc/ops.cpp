@@ -7,6 +7,14 @@ STABLE_TORCH_LIBRARY(fastkd, m) {
       "kl_div(Tensor student, Tensor teacher, Tensor? row_temperature, float temperature, int divergence, float beta, "
       "Tensor? valid, Tensor? labels, float cross_entropy_weight, int reduction, Tensor? denominator, "
       "bool scale_by_temperature, bool need_grad, bool need_stats) -> (Tensor loss, Tensor grad, Tensor stats)");
+  m.def(
+      "low_rank_mse(Tensor x, Tensor down, Tensor up, Tensor target, Tensor? bias, Tensor? valid, Tensor? weights, "
+      "Tensor? output, Tensor? grad_output, int reduction, Tensor? denominator, bool need_x, bool need_down, "
+      "bool need_up, bool need_bias, bool need_output) -> (Tensor loss, Tensor grad_x, Tensor grad_down, "
+      "Tensor grad_up, Tensor grad_bias, Tensor projection)");
+  m.def(
+      "mse(Tensor[] students, Tensor[] teachers, Tensor? valid, Tensor weights, Tensor denominators, "
+      "bool[] need_grad) -> (Tensor total, Tensor parts, Tensor[] grads)");
 }
 
 PyMODINIT_FUNC PyInit__C() {

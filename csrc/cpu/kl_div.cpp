@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "cpu/huge_pages.h"
+#include "cpu/tensor.h"
 #include "simd/dispatch.h"
 
 #define FASTKD_SOURCE "simd/kl_div.h"
@@ -24,19 +25,6 @@ using torch::stable::Tensor;
 enum Reduction { kNone, kSum, kMean };
 
 constexpr int64_t kGrain = 1 << 14;  // logits per task: below that a thread costs more than it brings
-
-Dtype dtype_of(const Tensor& logits) {
-  switch (logits.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::float32;
-    case ScalarType::BFloat16:
-      return Dtype::bfloat16;
-    case ScalarType::Half:
-      return Dtype::float16;
-    default:
-      STD_TORCH_CHECK(false, "fastkd::kl_div takes float32, bfloat16 or float16 logits");
-  }
-}
 
 Tensor dense_rows(const Tensor& logits) {
   return logits.stride(1) == 1 || logits.size(1) == 1 ? logits : torch::stable::contiguous(logits);
@@ -124,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor> kl_div(const Tensor& student_in, const Tensor
   task.beta = (float)beta;
   task.cross_entropy_weight = (float)cross_entropy_weight;
   task.scale_by_temperature = scale_by_temperature;
-  task.dtype = dtype_of(student);
+  task.dtype = dtype_of(student, "kl_div");
   task.divergence = (Divergence)divergence;
   // Half precision would flush a gradient divided by the count to zero: there the division comes after, in Python.
   task.grad_scale = task.dtype == Dtype::float16 ? 1.0f : (float)scale;

@@ -3,9 +3,10 @@
 
 #include <cstdint>
 
+#include "cpu/dtype.h"
+
 namespace fastkd {
 
-enum class Dtype { float32, bfloat16, float16 };
 enum class Divergence { forward, reverse, jsd };
 
 struct KlDivTask {
