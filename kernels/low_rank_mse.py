@@ -160,7 +160,7 @@ def _factor_sums(
 
 def _tile(rank: int) -> dict[str, int]:
     """Tiles whose two accumulators, (rows, columns) and (rows or columns, rank), stay in registers."""
-    return {"RANK": max(16, triton.next_power_of_2(rank)), "ROWS": 64, "COLUMNS": 64, "num_warps": 4}
+    return {"RANK": max(32, triton.next_power_of_2(rank)), "ROWS": 64, "COLUMNS": 64, "num_warps": 4}
 
 
 def _fused(x, down, up, target, bias, scale, factor, needs):
