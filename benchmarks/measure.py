@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.registry import FORWARD, Benchmark, Case, Provider
+from fastkd.reference.tolerance import GRADIENT, VALUE, assert_close
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 100
 CALLS_PER_OVERHEAD_SAMPLE = 200
@@ -55,32 +56,23 @@ def _in_float64(tensor: Tensor) -> Tensor:
     return wide.requires_grad_(tensor.requires_grad)
 
 
-def _largest_errors(results: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> list[float]:
-    return [r.detach().double().sub_(t).abs_().max().item() for r, t in zip(results, truth, strict=True)]
-
-
 def check(benchmark: Benchmark, case: Case, inputs: dict[str, Tensor], direction: str, calls: dict[str, Call]) -> None:
     """Raise ``WrongResult`` unless every call is as right as plain torch in the dtype of the case.
 
-    The truth is plain torch in float64. The largest error of a result may be twice that of plain torch in the
-    case's own dtype, plus eight units in the last place of the largest value: a single number can come out of
-    plain torch without any error by luck.
+    The truth is plain torch in float64; the tolerance is that of the tests.
     """
     eager = benchmark["eager"]
     wide = {name: _in_float64(tensor) for name, tensor in inputs.items()}
     truth = tuple(t.detach() for t in bind(eager, case, wide, direction)())
     del wide
-    slack = [8 * torch.finfo(case.dtype).eps * t.abs().max().item() for t in truth]
-    baseline = _largest_errors(bind(eager, case, inputs, direction)(), truth)
+    plain = tuple(p.detach() for p in bind(eager, case, inputs, direction)())
     for name, call in calls.items():
-        for index, error in enumerate(_largest_errors(call(), truth)):
-            allowed = 2 * baseline[index] + slack[index]
-            if not error <= allowed:
+        for index, (result, *known) in enumerate(zip(call(), truth, plain, strict=True)):
+            try:
+                assert_close(result.detach(), *known, VALUE if index == 0 else GRADIENT)
+            except AssertionError as error:
                 what = "the output" if index == 0 else f"gradient {index}"
-                raise WrongResult(
-                    f"{name} is wrong for {case} ({direction}): {what} is off by {error:.3g}, "
-                    f"at most {allowed:.3g} is allowed"
-                )
+                raise WrongResult(f"{name} is wrong for {case} ({direction}): {what}: {error}") from error
 
 
 def _cpu_seconds(call: Call, repeats: int) -> float:

@@ -56,6 +56,20 @@ def below(x, maximum):
 
 
 @triton.jit
+def beside(y, reference):
+    """y from a reference that is not its maximum, held within ±ABSENT so that absent columns still differ by 0."""
+    y = below(y, reference)
+    return tl.where(y > -ABSENT, -ABSENT, y)
+
+
+@triton.jit
+def at_max(x, y):
+    """y in the column that holds the row's maximum, from x :func:`below` it; finite even where y is not there."""
+    found = tl.max(tl.where(x == 0, y, float("-inf")), axis=1)
+    return tl.clamp(found, ABSENT, -ABSENT)
+
+
+@triton.jit
 def first_at_max(x, columns):
     """First column that holds the row's maximum, from x :func:`below` it."""
     return tl.min(tl.where(x == 0, columns[None, :], 2147483647), axis=1)

@@ -7,7 +7,8 @@ With x = logit − row maximum, Z = Σ exp(x/T), and the log-ratio r = log p_t �
     jsd        β Σ p_t·log(p_t/m) + (1−β) Σ p_s·log(p_s/m)    gradient  (1−β)·p_s·(a − Σ p_s·a) / T,  a = log(p_s/m)
 
 times T² if asked, plus weight · CE(student at T = 1, label). x_t − x_s is taken inside the sums, before anything large
-has cancelled.
+has cancelled. The reverse divergence takes x_t from the teacher's logit at the student's top instead of from the
+teacher's own: the columns that weigh most then have the smallest x_t − x_s.
 
 A first sweep over the row keeps running maxima and sums, moved along whenever a maximum rises: loss and statistics in
 one read. The gradient needs the final sums, hence a second sweep, backwards, so that it meets first the tiles still
@@ -26,7 +27,9 @@ from torch import Tensor
 
 from fastkd.kernels._math import (
     advance,
+    at_max,
     below,
+    beside,
     decay,
     exp,
     first_at_max,
@@ -47,10 +50,13 @@ def _sums(
     student, teacher, valid, n_cols, inv_t,
     DIVERGENCE: tl.constexpr, LABELS: tl.constexpr, STATS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """First sweep. ``hard`` is the student's Z at T = 1, ``cross`` Σ exp(x/T)·(x_t − x_s), x of the weighting model."""
+    """First sweep. ``hard`` is the student's Z at T = 1, ``cross`` Σ exp(x/T)·(x_t − x_s), x of the weighting model.
+
+    ``from_t`` is what x_t is counted from and ``gap`` is log(Z_s/Z_t), both Z from the same references as the x.
+    """
     zeros = tl.zeros_like(inv_t)
     sum_s, sum_t, cross, hard, depth_s, depth_t = zeros, zeros, zeros, zeros, zeros, zeros
-    max_s, max_t = zeros + float("-inf"), zeros + float("-inf")
+    max_s, max_t, from_t = zeros + float("-inf"), zeros + float("-inf"), zeros
     index_s, index_t = zeros.to(tl.int32), zeros.to(tl.int32)
     infinite = zeros > 0
     stop = n_cols * tl.max(valid.to(tl.int32), axis=0)
@@ -67,7 +73,10 @@ def _sums(
         if DIVERGENCE == FORWARD:
             cross = shifted(cross, sum_t, rise_t - rise_s, decay_t) + tl.sum(e_t * (x_t - x_s), axis=1)
         if DIVERGENCE == REVERSE:
-            cross = shifted(cross, sum_s, rise_t - rise_s, decay_s) + tl.sum(e_s * (x_t - x_s), axis=1)
+            new_from = tl.where(new_s > max_s, at_max(x_s, t), from_t)
+            y_t = beside(t, new_from)
+            cross = shifted(cross, sum_s, new_from - from_t - rise_s, decay_s) + tl.sum(e_s * (y_t - x_s), axis=1)
+            from_t = new_from
         if LABELS:
             hard = hard * decay(max_s, new_s, 1.0) + tl.sum(exp(x_s, 1.0), axis=1)
         if STATS:
@@ -80,7 +89,12 @@ def _sums(
         max_s, max_t = new_s, new_t
     entropy_s = tl.log(sum_s) - depth_s / sum_s * inv_t
     entropy_t = tl.log(sum_t) - depth_t / sum_t * inv_t
-    return max_s, max_t, sum_s, sum_t, cross, infinite, hard, entropy_s, entropy_t, index_s == index_t
+    gap = tl.log(sum_s / sum_t)
+    if DIVERGENCE == REVERSE:
+        gap -= (origin(max_t) - from_t) * inv_t
+    else:
+        from_t = max_t
+    return max_s, from_t, sum_s, sum_t, gap, cross, infinite, hard, entropy_s, entropy_t, index_s == index_t
 
 
 @triton.jit
@@ -161,7 +175,7 @@ def _kl_div_kernel(
     student = student_ptr + row * student_stride
     teacher = teacher_ptr + row * teacher_stride
 
-    max_s, max_t, sum_s, sum_t, cross, infinite, hard, entropy_s, entropy_t, agree = _sums(
+    max_s, from_t, sum_s, sum_t, gap, cross, infinite, hard, entropy_s, entropy_t, agree = _sums(
         student, teacher, valid, n_cols, inv_t, DIVERGENCE, labels_ptr is not None, stats_ptr is not None, BLOCK
     )
     empty_s, empty_t = sum_s == 0, sum_t == 0
@@ -177,10 +191,10 @@ def _kl_div_kernel(
     live = valid & ~(infinite | empty_s)
 
     if DIVERGENCE == JSD:
-        loss, mean = _jsd(student, teacher, live, n_cols, inv_t, max_s, max_t, sum_s, sum_t, beta, BLOCK)
+        loss, mean = _jsd(student, teacher, live, n_cols, inv_t, max_s, from_t, sum_s, sum_t, beta, BLOCK)
     else:
         mean = cross / (sum_t if DIVERGENCE == FORWARD else sum_s) * inv_t
-        loss = mean + tl.log(sum_s / sum_t)
+        loss = mean + gap
         if DIVERGENCE == REVERSE:
             loss = -loss
     if SCALE_BY_TEMPERATURE:
@@ -210,7 +224,8 @@ def _kl_div_kernel(
         for step in range(0, n_cols, BLOCK):
             columns = tile_columns(step, n_cols, BLOCK, DIVERGENCE != JSD)
             x_s = below(load_tile(student, live, columns, n_cols), max_s)
-            x_t = below(load_tile(teacher, live, columns, n_cols), max_t)
+            t = load_tile(teacher, live, columns, n_cols)
+            x_t = beside(t, from_t) if DIVERGENCE == REVERSE else below(t, from_t)
             value = scale[:, None] * _slope(x_s, x_t, inv_t, sum_s, sum_t, mean, beta, DIVERGENCE)
             if CROSS_ENTROPY:
                 one_hot = (columns[None, :] == label[:, None]).to(tl.float32)
@@ -231,11 +246,12 @@ def _tile(n_cols: int, divergence: int) -> _Tile:
 
     Long rows stream through tiles of 16 logits of each model to a thread, which leaves registers for several programs
     on a multiprocessor where a tile as wide as a vocabulary would spill. The JSD holds more of each column at once:
-    half of that, and a bound on registers that ptxas, left to itself, sets low enough to spill a few. Short rows share
-    a program, 8 logits of each model to a thread, but no more than a row to a thread: the state of a row takes more
-    registers than a few columns do.
+    half of that. The bound on registers is for the JSD and the reverse divergence: ptxas, left to itself, sets one low
+    enough to spill a few. Short rows share a program, 8 logits of each model to a thread, but no more than a row to a
+    thread: the state of a row takes more registers than a few columns do.
     """
-    widest, maxnreg = (2048, 128) if divergence == JSD.value else (4096, None)
+    widest = 2048 if divergence == JSD.value else 4096
+    maxnreg = None if divergence == FORWARD.value else 128
     columns = min(triton.next_power_of_2(n_cols), widest)
     return _Tile(min(128, max(1, 1024 // columns)), columns, 8 if columns == widest else 4, maxnreg)
 
@@ -258,10 +274,12 @@ def launch_kl_div(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (N,), ``grad_scale`` · their gradient (N, V) and statistics (4, N); the last two empty unless needed.
 
-    ``student`` and ``teacher`` are (N, V) of one dtype, rows at any stride, columns dense. Values are not checked.
+    ``student`` and ``teacher`` are (N, V) of one dtype, rows at any stride; columns that are not dense are copied
+    first. Values are not checked.
     The statistics are those of ``fastkd.reference.kl_div_stats``. Deterministic: a row belongs to one program.
     """
     n_rows, n_cols = student.shape
+    student, teacher = (x if x.stride(1) == 1 else x.contiguous() for x in (student, teacher))
     rows = student.new_empty(n_rows, dtype=torch.float32)
     grad = student.new_empty((n_rows, n_cols) if need_grad else 0)
     stats = student.new_empty((4, n_rows) if need_stats else 0, dtype=torch.float32)
@@ -272,28 +290,10 @@ def launch_kl_div(
     tile = _tile(n_cols, divergence)
     with torch.cuda.device_of(student):
         _kl_div_kernel[(triton.cdiv(n_rows, tile.rows),)](
-            student,
-            teacher,
-            rows,
-            grad if need_grad else None,
-            stats if need_stats else None,
-            row_temperature,
-            valid,
-            labels if weighted or need_stats else None,
-            grad_scale,
-            student.stride(0),
-            teacher.stride(0),
-            n_rows,
-            n_cols,
-            temperature,
-            beta,
-            cross_entropy_weight,
-            DIVERGENCE=divergence,
-            SCALE_BY_TEMPERATURE=scale_by_temperature,
-            CROSS_ENTROPY=weighted,
-            ROWS=tile.rows,
-            BLOCK=tile.columns,
-            num_warps=tile.num_warps,
-            maxnreg=tile.maxnreg,
-        )
+            student, teacher, rows, grad if need_grad else None, stats if need_stats else None,
+            row_temperature, valid, labels if weighted or need_stats else None, grad_scale,
+            student.stride(0), teacher.stride(0), n_rows, n_cols, temperature, beta, cross_entropy_weight,
+            DIVERGENCE=divergence, SCALE_BY_TEMPERATURE=scale_by_temperature, CROSS_ENTROPY=weighted,
+            ROWS=tile.rows, BLOCK=tile.columns, num_warps=tile.num_warps, maxnreg=tile.maxnreg,
+        )  # fmt: skip
     return rows, grad, stats

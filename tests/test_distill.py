@@ -90,6 +90,12 @@ def test_finished_students_are_not_trained_again(folder, finished, monkeypatch, 
     assert "'loss': 'mse'" in message
 
 
+def test_the_options_beside_the_results_repeat_the_run(finished, monkeypatch, capsys):
+    monkeypatch.setattr(experiment.MKDTrainer, "train", lambda self: pytest.fail("a finished student is trained again"))
+    assert main(["distill", "mkd", "--config", str(finished / "options.yaml"), "--jobs", "1"]) == 0
+    assert (finished / "table.md").read_text() in capsys.readouterr().out
+
+
 def test_both_kinds_of_student_start_alike_and_differ_in_their_loss(folder, finished):
     with_kd, without = (
         AutoModelForSequenceClassification.from_pretrained(finished / arm / "seed-1" / "model")
@@ -112,7 +118,7 @@ def test_a_disk_too_small_is_told_before_the_teacher_is_asked(folder, tmp_path, 
     ("options", "message"),
     [
         (["--tasks", "sst2,cats"], "unknown task 'cats'"),
-        (["--tasks", "rte"], "RTE"),
+        (["--tasks", "rte"], "teacher has no head for rte"),
         (["--seeds", "one"], "--seeds is 'one'"),
         (["--temperature", "0"], "temperature must be a positive number"),
         (["--teacher", "nowhere"], "no teacher in nowhere"),

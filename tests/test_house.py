@@ -46,6 +46,12 @@ def test_kernels_folder_never_shadows_another_package():
     assert (ROOT / "fastkd" / "kernels").resolve() == ROOT / "kernels"
 
 
+def test_every_program_id_is_widened_before_it_becomes_an_offset():
+    for path in (ROOT / "kernels").glob("*.py"):
+        narrow = re.findall(r"tl\.program_id\([^)]*\)(?!\.to\(tl\.int64\))", path.read_text())
+        assert not narrow, f"{path.name}: {narrow}"
+
+
 @pytest.mark.parametrize("op", ops.__all__)
 def test_the_stem_is_the_address(op):
     layers = ("fastkd/losses", "fastkd/reference", "fastkd/ops", "kernels", "benchmarks")

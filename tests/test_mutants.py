@@ -12,25 +12,34 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-KERNEL = "csrc/simd/kl_div.h"
+KERNEL, SUMS, TILES = (f"csrc/simd/{name}.h" for name in ("kl_div", "kl_div_sums", "tiles"))
+TRITON = "kernels/kl_div.py"
 MUTANTS = {
-    "nothing": (KERNEL, "constexpr int64_t kBlock = 32;", "constexpr int64_t kBlock = 32;"),
+    "nothing": (SUMS, "constexpr float kLowest = -1e30f;", "constexpr float kLowest = -1e30f;"),
     "the reference drops T²": ("fastkd/reference/kl_div.py", "temperature.squeeze(-1).square()", "1.0"),
     "the reference swaps the roles": ("fastkd/reference/kl_div.py", "(finite_t - finite_s)", "(finite_s - finite_t)"),
     "the mask is ignored": ("fastkd/losses/_checks.py", "valid = mask if valid is None else valid & mask", "pass"),
     "the normalizer is ignored": ("fastkd/ops/kl_div.py", "if normalizer is not None:", "if False:"),
     "the gradient is not scaled": ("fastkd/ops/kl_div.py", "(grad * grad_loss)", "grad"),
-    "the kernel drops T²": (KERNEL, "const Vec square = task.scale_by_temperature ?", "const Vec square = false ?"),
-    "the kernel swaps the roles": (KERNEL, "fma(e_t, b - a, part_cross)", "fma(e_s, b - a, part_cross)"),
-    "the tail is one column short": (
-        "csrc/simd/tiles.h",
-        "tail(task.vocabulary % kLanes)",
-        "tail(task.vocabulary % kLanes - 1)",
+    "the kernel drops T²": (KERNEL, "bool square = task.scale_by_temperature;", "bool square = false;"),
+    "the kernel swaps the roles": (SUMS, "fma(e_t, b - a, sum_cross)", "fma(e_s, b - a, sum_cross)"),
+    "the tail is one column short": (TILES, "tail(columns % kLanes)", "tail(columns % kLanes - 1)"),
+    "a group's rows get each other's sums": (TILES, "splat(v[r])", "splat(v[r ^ 1])"),
+    "maxima are not carried on": (SUMS, "sum.s[0] *= decay_s;", ""),
+    "the gradient forgets its block's maximum": (KERNEL, "u *= all.power_s(load(tile.maxima(begin)));", ""),
+    "infinite rows are missed": (SUMS, "all.infinite |= excluded<D>(tile);", ""),
+    "the label is off by one": (SUMS, "label[k] = (float)task.labels[r];", "label[k] = (float)task.labels[r] + 1;"),
+    "the mixture forgets beta": (SUMS, "larger = select(r > none, beta, 1.0f - beta)", "larger = beta"),
+    "Triton drops T²": (TRITON, "scale = temperature if SCALE_BY_TEMPERATURE else inv_t", "scale = inv_t"),
+    "Triton forgets that the student's maximum rose": (TRITON, "new_from - from_t - rise_s", "new_from - from_t"),
+    "Triton counts from the first top it met": (TRITON, "            from_t = new_from\n", ""),
+    "Triton counts from the teacher's top": (TRITON, "at_max(x_s, t), from_t)", "new_t, from_t)"),
+    "Triton reads past the row": (
+        "kernels/_math.py",
+        "rows[:, None] & (columns < n_cols)",
+        "rows[:, None] & (columns >= 0)",
     ),
-    "maxima are not carried on": (KERNEL, "sum_s *= decay_s;", ""),
-    "infinite rows are missed": (KERNEL, "s.infinite |= Tile::all_max(excluded) > 0.0f;", ""),
-    "the label is off by one": (KERNEL, "label[k] = (float)task.labels[r];", "label[k] = (float)task.labels[r] + 1;"),
-    "the mixture forgets beta": (KERNEL, "larger = select(r > none, beta, 1.0f - beta)", "larger = beta"),
+    "Triton ignores the mask": (TRITON, "valid = inside & (tl.load", "valid = inside | (tl.load"),
 }
 
 
@@ -46,6 +55,7 @@ def test_mutant_is_killed(name, tmp_path):
     (tree / path).write_text(text.replace(old, new))
     if path.startswith("csrc"):
         subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=tree, check=True)
-    tests = [sys.executable, "-m", "pytest", "-x", "tests/test_kl_div.py", "-k", "not instruction_set and not inductor"]
+    chosen = "triton" if path.startswith("kernels") else "not triton"
+    tests = [sys.executable, "-m", "pytest", "-x", "tests/test_kl_div.py", "-k", chosen]
     done = subprocess.run(tests, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True)
     assert done.returncode == int(name != "nothing"), f"{name}: wrong verdict\n{done.stdout[-2000:]}"

@@ -95,6 +95,30 @@ def test_lacks_any_asks_for_a_column_that_only_the_other_model_has():
 
 
 @triton.jit
+def _beside_kernel(x_ptr, y_ptr, at_ptr, out_ptr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.arange(0, ROWS)
+    tile = row[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    y = tl.load(y_ptr + tile)
+    reference = _math.at_max(tl.load(x_ptr + tile), y)
+    tl.store(at_ptr + row, reference)
+    tl.store(out_ptr + tile, _math.beside(y, reference))
+
+
+def test_beside_counts_from_the_column_where_the_other_model_is_surest():
+    bound = -_math.ABSENT.value
+    x = tensor([[0.0, -1.0, -2.0, 0.0], [-1.0, 0.0, -2.0, -3.0], [0.0, -1.0, -2.0, -3.0], [-1.0, 0.0, 0.0, -1.0]])
+    y = tensor([[5.0, 9.0, -INF, 3.0], [1.0, -INF, 0.0, NAN], [-3e38, 3e38, 0.0, -INF], [0.0, NAN, 4.0, 5.0]])
+    at, out = tensor([NAN] * 4), torch.full_like(x, NAN)
+    _beside_kernel[(1,)](x, y, at, out, *x.shape)
+    assert at.tolist() == tensor([5.0, -bound, -bound, 4.0]).tolist(), "the larger one of ties, and finite"
+    assert out[0].tolist() == tensor([0.0, 4.0, -bound, -2.0]).tolist()
+    assert out[1, :3].tolist() == tensor([bound, -bound, bound]).tolist()
+    assert out[1, 3].isnan()
+    assert out[2].tolist() == tensor([-bound, bound, bound, -bound]).tolist()
+    assert out[3, [0, 2, 3]].tolist() == [-4.0, 0.0, 1.0]
+
+
+@triton.jit
 def _shifted_kernel(sums_ptr, out_ptr, fall, factor):
     tl.store(out_ptr, _math.shifted(tl.load(sums_ptr), tl.load(sums_ptr + 1), fall, factor))
 

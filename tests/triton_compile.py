@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
+CAPABILITIES = (80, 90, 100)
 
 
 class Job(NamedTuple):
@@ -42,6 +43,14 @@ def compile_jobs(jobs: list[Job]) -> list[Resources]:
     if done.returncode:
         raise RuntimeError(f"compilation failed:\n{done.stdout}\n{done.stderr}")
     return [Resources(*resources) for resources in json.loads(done.stdout)]
+
+
+def assert_nothing_spills(jobs: dict[Any, Job]) -> None:
+    """Compile all of them; jobs go by names that a failure can show."""
+    resources = dict(zip(jobs, compile_jobs([*jobs.values()]), strict=True))
+    report = "\n".join(f"{name}: {found}" for name, found in resources.items())
+    print(report)
+    assert not any(found.stack for found in resources.values()), report
 
 
 def _compile(job: Job) -> Resources:

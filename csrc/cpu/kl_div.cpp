@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "cpu/huge_pages.h"
 #include "cpu/tensor.h"
@@ -30,6 +31,15 @@ Tensor dense_rows(const Tensor& logits) {
   return logits.stride(1) == 1 || logits.size(1) == 1 ? logits : torch::stable::contiguous(logits);
 }
 
+// Scratch memory of this thread, on a cache line; kept from call to call, since faulting it in anew costs more than
+// a small call.
+float* scratch(int64_t floats) {
+  constexpr int64_t kLine = 64 / sizeof(float);
+  thread_local std::vector<float> memory;
+  if ((int64_t)memory.size() < floats + kLine) memory.resize(floats + kLine);
+  return (float*)(((uintptr_t)memory.data() + 63) & ~(uintptr_t)63);
+}
+
 void run(const KlDivTask& task) {
   const auto kernel = target() == Target::baseline ? baseline::kl_div
 #if defined(__x86_64__)
@@ -38,20 +48,24 @@ void run(const KlDivTask& task) {
 #endif
                                                    : baseline::kl_div;
   constexpr int64_t kTile = 16;  // rows that may share a tile
-  const int64_t tiles = (task.rows + kTile - 1) / kTile;
-  if (task.rows * task.vocabulary <= kGrain) return kernel(task, 0, task.rows);
-  const bool by_tile = task.vocabulary < kGrain / kTile;
-  const int64_t units = by_tile ? tiles : task.rows, width = by_tile ? kTile : 1;
+  const int64_t floats = scratch_floats(task.vocabulary);
+  if (task.rows * task.vocabulary <= kGrain) return kernel(task, 0, task.rows, scratch(floats));
+  const int64_t width = task.vocabulary < kGrain / kTile ? kTile : 1, units = (task.rows + width - 1) / width;
   const int64_t grain = kGrain / (width * task.vocabulary) + 1;
   torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-    kernel(task, begin * width, end * width < task.rows ? end * width : task.rows);
+    kernel(task, begin * width, end * width < task.rows ? end * width : task.rows, scratch(floats));
   });
 }
 
-// Sum in double and in order, so that it does not depend on the number of threads.
+// Sum in double and in a fixed order, so that it does not depend on the number of threads.
 float sum(const float* values, int64_t n) {
-  double total = 0;
-  for (int64_t i = 0; i < n; ++i) total += values[i];
+  constexpr int kSums = 8;
+  double totals[kSums] = {}, total = 0;
+  int64_t i = 0;
+  for (; i + kSums <= n; i += kSums)
+    for (int k = 0; k < kSums; ++k) totals[k] += values[i + k];
+  for (; i < n; ++i) total += values[i];
+  for (const double t : totals) total += t;
   return (float)total;
 }
 
@@ -89,8 +103,8 @@ std::tuple<Tensor, Tensor, Tensor> kl_div(const Tensor& student_in, const Tensor
   const Tensor stats =
       need_stats ? new_zeros(student, {4, rows}, ScalarType::Float) : new_empty(student, {0}, ScalarType::Float);
   Tensor loss =
-      reduction == kNone ? new_zeros(student, {rows}, ScalarType::Float) : new_empty(student, {}, ScalarType::Float);
-  std::unique_ptr<float[]> scratch(reduction == kNone ? nullptr : new float[rows]());
+      reduction == kNone ? new_empty(student, {rows}, ScalarType::Float) : new_empty(student, {}, ScalarType::Float);
+  std::unique_ptr<float[]> scratch(reduction == kNone ? nullptr : new float[rows]);
   float* per_row = reduction == kNone ? (float*)loss.mutable_data_ptr() : scratch.get();
 
   const double count = denominator ? *(const float*)denominator->data_ptr() : (double)rows;

@@ -25,4 +25,14 @@ struct KlDivTask {
   Divergence divergence;
 };
 
+// Rows of at most so many columns are worked on in groups of as many as a vector has lanes; the shortest side by side.
+constexpr int64_t kGroupColumns = 512, kShortColumns = 24;
+
+// Floats that a thread's scratch memory must hold: two per column of a row or of 16 grouped ones, and two vectors per
+// block of at least 128 columns.
+inline int64_t scratch_floats(int64_t vocabulary) {
+  const int64_t columns = vocabulary + 16;
+  return vocabulary <= kGroupColumns ? 2 * 16 * columns : 2 * columns + columns / 128 * 32 + 32;
+}
+
 }  // namespace fastkd

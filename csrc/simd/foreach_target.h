@@ -7,6 +7,7 @@
 #endif
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #define FASTKD_STRING(x) #x
 #if defined(__clang__)

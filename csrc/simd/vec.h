@@ -46,6 +46,28 @@ inline Vec min(Vec a, Vec b) {
 #endif
 }
 
+inline bool any(VecInt condition) {
+#if defined(FASTKD_AVX512)
+  return _mm512_movepi32_mask((__m512i)condition) != 0;
+#elif defined(FASTKD_AVX2)
+  return _mm256_movemask_ps((__m256)condition) != 0;
+#else
+  bool found = false;
+  for (int k = 0; k < kLanes; ++k) found |= condition[k] != 0;
+  return found;
+#endif
+}
+
+inline VecInt lane_index() {
+  VecInt v;
+  for (int k = 0; k < kLanes; ++k) v[k] = k;
+  return v;
+}
+inline Vec iota() { return __builtin_convertvector(lane_index(), Vec); }
+
+// n rounded up to whole vectors.
+inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
 // a * b + c, rounded once where the target can. Written out, and contraction left off in the build, so that one
 // expression has one value wherever it is inlined.
 inline Vec fma(Vec a, Vec b, Vec c) {
@@ -58,25 +80,6 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 #else
   return a * b + c;
 #endif
-}
-
-template <class F>
-inline float fold(Vec v, F f) {
-  float lanes[kLanes];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] = f(lanes[i], lanes[i + width]);
-  return lanes[0];
-}
-
-inline float fold_max(Vec v) {
-  return fold(v, [](float a, float b) { return a > b ? a : b; });
-}
-inline float fold_min(Vec v) {
-  return fold(v, [](float a, float b) { return a < b ? a : b; });
-}
-inline float fold_sum(Vec v) {
-  return fold(v, [](float a, float b) { return a + b; });
 }
 
 // 2^x for x <= 1; exactly 0 below -126.5, NaN stays NaN. Relative error below 1e-7 down to -126, by a minimax
@@ -200,28 +203,69 @@ inline void store(Half* p, Vec v) {
 #define FASTKD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, VecInt{__VA_ARGS__})
 #endif
 
-// Transposes kLanes vectors in place: log2(kLanes) rounds of a perfect shuffle.
-inline void transpose(Vec* v) {
-  for (int width = 1; width < kLanes; width *= 2) {
-    Vec shuffled[kLanes];
-    for (int i = 0; i < kLanes / 2; ++i) {
-      shuffled[2 * i] = FASTKD_SHUFFLE(v[i], v[i + kLanes / 2], FASTKD_LOW);
-      shuffled[2 * i + 1] = FASTKD_SHUFFLE(v[i], v[i + kLanes / 2], FASTKD_HIGH);
-    }
-    std::memcpy(v, shuffled, sizeof shuffled);
-  }
+// Lane k of the result: all lanes of v[k] combined by f, in log2(kLanes) rounds of a perfect shuffle.
+template <class F>
+inline Vec fold_rows(const Vec* v, F f) {
+  Vec folded[kLanes];
+  std::memcpy(folded, v, sizeof folded);
+  for (int count = kLanes / 2; count > 0; count /= 2)
+    for (int i = 0; i < count; ++i)
+      folded[i] = f(FASTKD_SHUFFLE(folded[i], folded[i + count], FASTKD_LOW),
+                    FASTKD_SHUFFLE(folded[i], folded[i + count], FASTKD_HIGH));
+  return folded[0];
+}
+
+// All lanes combined by f, in every lane.
+template <class F>
+inline Vec fold_lanes(Vec v, F f) {
+  for (int count = kLanes / 2; count > 0; count /= 2)
+    v = f(FASTKD_SHUFFLE(v, v, FASTKD_LOW), FASTKD_SHUFFLE(v, v, FASTKD_HIGH));
+  return v;
 }
 
 #undef FASTKD_LOW
 #undef FASTKD_HIGH
 #undef FASTKD_SHUFFLE
 
+// p[0], p[stride], ...: of the lanes from n on, p[0] again.
+template <class T>
+inline Vec load_strided(const T* p, int64_t stride, int64_t n) {
+#if defined(FASTKD_AVX512)
+  if constexpr (std::is_same<T, float>::value) {
+    if (n == kLanes && stride < 1 << 24)
+      return (Vec)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, (__m512i)(lane_index() * (int)stride), p, 4);
+  }
+#endif
+  float lanes[kLanes];
+  for (int k = 0; k < kLanes; ++k) lanes[k] = to_float(p[(k < n ? k : 0) * stride]);
+  return load(lanes);
+}
+
 // The first n < kLanes values, the other lanes -inf.
+inline Vec load_tail(const float* p, int64_t n) {
+#if defined(FASTKD_AVX512)
+  return (Vec)_mm512_mask_loadu_ps((__m512)splat(-kInfinity), (1u << n) - 1, p);
+#else
+  float lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i < n ? p[i] : -kInfinity;
+  return load(lanes);
+#endif
+}
+
 template <class T>
 inline Vec load_tail(const T* p, int64_t n) {
-  float lanes[kLanes];
-  for (int i = 0; i < kLanes; ++i) lanes[i] = i < n ? to_float(p[i]) : -kInfinity;
-  return load(lanes);
+  T lanes[kLanes] = {};
+  std::memcpy(lanes, p, n * sizeof(T));
+  const Vec v = load(lanes);
+  return select(iota() < splat((float)n), v, splat(-kInfinity));
+}
+
+inline void store_tail(float* p, Vec v, int64_t n) {
+#if defined(FASTKD_AVX512)
+  _mm512_mask_storeu_ps(p, (1u << n) - 1, (__m512)v);
+#else
+  std::memcpy(p, &v, n * sizeof(float));
+#endif
 }
 
 template <class T>

@@ -5,14 +5,20 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from fastkd.cli.arguments import positive
+from fastkd.cli.config import CommandParser, comma_separated, write_options
+
 EXAMPLE = """example:
   fastkd distill mkd --teacher runs/teacher --tasks sst2,mrpc --student bilstm --output runs/mkd
 
 Trains the same student with and without distillation for every seed and ends with one table, a picture and the
-student's folder. Called again it goes on where it was stopped: students that are finished are not trained again."""
+student's folder. Called again it goes on where it was stopped: students that are finished are not trained again.
+Options can come from a file; options.yaml in the output folder repeats the run:
+
+  fastkd distill mkd --config runs/mkd/options.yaml --seeds 1,2,3,4 --output runs/mkd"""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     distill = subparsers.add_parser("distill", help="distil a teacher into a student")
     methods = distill.add_subparsers(dest="method", required=True, metavar="method")
     parser = methods.add_parser(
@@ -20,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="multi-task distillation into one student (Liu et al., arXiv 1911.03588)",
         description="MKD: one multi-task student learns the logits of a fine-tuned multi-task teacher.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        takes_config=True,
     )
     add = parser.add_argument
     add("--teacher", required=True, help="folder that `fastkd teacher` made")
@@ -30,46 +36,51 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--preset", choices=("small", "mkd"), default="small", help="size of the student (default small)")
     add("--data-dir", help="folder of official-layout GLUE files; default: nyu-mll/glue from the Hub")
     add("--seeds", default="1,2,3", help="comma-separated; one student of each kind per seed (default 1,2,3)")
-    add("--max-train-rows", type=int, help="use a random subset of at most this many rows of each task")
-    add("--max-length", type=int, default=128, help="tokens per row, longer ones are cut (default 128)")
-    add("--epochs", type=float, default=10.0, help="times every row is seen (default 10)")
-    add("--batch-size", type=int, default=128, help="rows per step (default 128)")
-    add("--learning-rate", type=float, default=2e-3, help="peak, after a warm-up (default 2e-3)")
+    add("--max-train-rows", type=positive(int), help="use a random subset of at most this many rows of each task")
+    add("--max-length", type=positive(int), default=128, help="tokens per row, longer ones are cut (default 128)")
+    add("--epochs", type=positive(float), default=10.0, help="times every row is seen (default 10)")
+    add("--batch-size", type=positive(int), default=128, help="rows per step (default 128)")
+    add("--learning-rate", type=positive(float), default=2e-3, help="peak, after a warm-up (default 2e-3)")
     add("--loss", choices=("mse", "kl"), default="mse", help="distance of the logits (default mse)")
     add("--temperature", type=float, default=1.0, help="of kl (default 1)")
     add("--hard-label-weight", type=float, default=0.0, help="weight of the labels beside the teacher (default 0)")
-    add("--no-baseline", action="store_true", help="train no students without distillation")
-    add("--jobs", type=int, help="students trained at a time (default: the number of cores; 1 on a GPU)")
+    add(
+        "--baseline",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="train the same students without distillation too (default: yes)",
+    )
+    add("--jobs", type=positive(int), help="students trained at a time (default: the number of cores; 1 on a GPU)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from fastkd.data.glue import get_task
 
-    tasks = tuple(args.tasks.split(","))
+    tasks = comma_separated("--tasks", args.tasks)
     for task in tasks:
         get_task(task)
-    try:
-        seeds = tuple(int(seed) for seed in args.seeds.split(","))
-    except ValueError:
-        raise ValueError(f"--seeds is {args.seeds!r}; it must be numbers separated by commas") from None
+    seeds = comma_separated("--seeds", args.seeds)
+    if not all(seed.isdecimal() for seed in seeds):
+        raise ValueError(f"--seeds is {args.seeds!r}; it must be whole numbers of at least 0")
 
     from fastkd.methods.experiment import MKDExperiment, run_mkd
 
     experiment = MKDExperiment(
         teacher=args.teacher,
-        tasks=tasks,
+        tasks=tuple(tasks),
         output=args.output,
         data_dir=args.data_dir,
         preset=args.preset,
-        seeds=seeds,
-        baseline=not args.no_baseline,
+        seeds=tuple(int(seed) for seed in seeds),
+        baseline=args.baseline,
         max_train_rows=args.max_train_rows,
         max_length=args.max_length,
         training=training_arguments(args),
     )
-    print(run_mkd(experiment, args.jobs))
-    print(f"\ntable, picture and student are in {args.output}")
+    table = run_mkd(experiment, args.jobs)
+    write_options(args.output, "distill mkd", vars(args))
+    print(f"{table}\n\ntable, picture and student are in {args.output}")
     return 0
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 
 from fastkd.cli.arguments import positive
+from fastkd.cli.config import CommandParser, comma_separated, write_options
 
 EXAMPLE = """example:
   fastkd teacher --model sentence-transformers/all-MiniLM-L6-v2 --tasks sst2,mrpc --output runs/teacher
 
-The folder is what `fastkd distill` takes as --teacher, and fastkd.training.load_teacher loads it."""
+The folder is what `fastkd distill` takes as --teacher, and fastkd.training.load_teacher loads it.
+Options can come from a file; options.yaml in the output folder repeats the run:
+
+  fastkd teacher --config runs/teacher/options.yaml --epochs 5 --output runs/longer"""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     parser = subparsers.add_parser(
         "teacher",
         help="fine-tune a teacher: one encoder, a head per task",
         description="Fine-tune a pretrained encoder on one or several tasks together, a head per task.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        takes_config=True,
     )
     add = parser.add_argument
     add("--model", required=True, help="encoder: a Hub name or a folder")
@@ -43,6 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--epochs", type=positive(float), default=3.0, help="default 3")
     add("--learning-rate", type=positive(float), default=5e-5, help="default 5e-5")
     add("--batch-size", type=positive(int), default=32, help="rows per device and step (default 32)")
+    add("--sampling-tau", type=float, help="draw a batch's task in proportion to rows^tau (default: every row once)")
     add("--pooling", choices=("cls", "mean"), default="cls", help="what a head reads (default cls)")
     add("--seed", type=int, default=0, help="default 0")
     add(
@@ -56,11 +61,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     from fastkd.data.glue import get_task
 
-    tasks = [task.strip() for task in args.tasks.split(",")]
+    tasks = comma_separated("--tasks", args.tasks)
     for task in tasks:
         get_task(task)
-    from fastkd.training.teacher import train_teacher
+    from fastkd.training.teacher import has_fast_bf16, train_teacher
 
+    if args.bf16 is None:
+        args.bf16 = has_fast_bf16()
     metrics = train_teacher(
         args.model,
         tasks,
@@ -71,10 +78,12 @@ def run(args: argparse.Namespace) -> int:
         pooling=args.pooling,
         seed=args.seed,
         bf16=args.bf16,
+        sampling_tau=args.sampling_tau,
         num_train_epochs=args.epochs,
         learning_rate=args.learning_rate,
         per_device_train_batch_size=args.batch_size,
     )
+    write_options(args.output, "teacher", vars(args))
     print(score_table(metrics, tasks))
     print(f"saved to {args.output}")
     return 0

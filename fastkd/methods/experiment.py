@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, load_encoded
 from fastkd.data.glue import get_task
@@ -21,6 +19,7 @@ from fastkd.data.metrics import main_score
 from fastkd.methods.mkd import MKDConfig, MKDTrainer
 from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig
 from fastkd.training.output import check_output, new_folder
+from fastkd.training.parallel import Add, ReportProgress, train_all
 from fastkd.training.report import ModelResult, count_parameters, measure_latency, write_report
 from fastkd.training.runs import finished_or
 from fastkd.training.signals import TeacherSignal, add_teacher_logits
@@ -76,15 +75,13 @@ def run_mkd(experiment: MKDExperiment, jobs: int | None = None) -> str:
     equally; by default one on a GPU, and otherwise as many as there are cores.
     """
     _arguments(experiment, WITH_KD, seed=0)  # refuses bad options before any work
-    if not (Path(experiment.teacher) / "config.json").exists():
-        raise ValueError(f"no teacher in {experiment.teacher}: make one with `fastkd teacher`")
-    teacher = load_teacher(experiment.teacher)
-    if not isinstance(teacher, MultiTaskEncoder):
-        raise ValueError(f"{experiment.teacher} is not a teacher that `fastkd teacher` made")
+    teacher, tokenizer = _load_teacher(experiment.teacher)
+    labels = {task: get_task(task).label_names for task in experiment.tasks}
+    signal = TeacherSignal(teacher, labels, autocast=torch.bfloat16 if has_fast_bf16() else None)
     size = 4 * make_student(experiment, _word_embeddings(teacher)).num_parameters()
     output = Path(experiment.output)
     check_output(output / "students", needed_bytes=size * (2 * len(experiment.seeds) + 1))
-    material, teacher_scores = _ask_teacher(experiment, teacher)
+    material, teacher_scores = _ask_teacher(experiment, teacher, tokenizer, signal)
     scores = _train_all(experiment, material, jobs)
     table = _report(experiment, teacher, teacher_scores, scores, material)
     best = max(experiment.seeds, key=lambda seed: sum(scores[WITH_KD][seed].values()))
@@ -92,9 +89,24 @@ def run_mkd(experiment: MKDExperiment, jobs: int | None = None) -> str:
     return table
 
 
-def _ask_teacher(experiment: MKDExperiment, teacher: MultiTaskEncoder) -> tuple[Material, dict[str, float]]:
+def _load_teacher(folder: str) -> tuple[MultiTaskEncoder, PreTrainedTokenizerBase]:
+    if not (Path(folder) / "config.json").exists():
+        raise ValueError(f"no teacher in {folder}: make one with `fastkd teacher`")
+    try:
+        teacher, tokenizer = load_teacher(folder), AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder} is damaged, or no teacher that `fastkd teacher` made: {reason}") from error
+    return cast(MultiTaskEncoder, teacher), tokenizer
+
+
+def _ask_teacher(
+    experiment: MKDExperiment,
+    teacher: MultiTaskEncoder,
+    tokenizer: PreTrainedTokenizerBase,
+    signal: TeacherSignal,
+) -> tuple[Material, dict[str, float]]:
     """The students' data with the teacher's logits, and the teacher's own scores."""
-    tokenizer = AutoTokenizer.from_pretrained(experiment.teacher)
     train, validation = load_encoded(
         experiment.tasks,
         tokenizer,
@@ -103,8 +115,6 @@ def _ask_teacher(experiment: MKDExperiment, teacher: MultiTaskEncoder) -> tuple[
         max_train_rows=experiment.max_train_rows,
     )
     output, collate = Path(experiment.output), MultiTaskCollator(tokenizer)
-    labels = {task: get_task(task).label_names for task in experiment.tasks}
-    signal = TeacherSignal(teacher, labels, autocast=torch.bfloat16 if has_fast_bf16() else None)
     signal.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     train = add_teacher_logits(train, signal, collate, cache_dir=output / "teacher_logits")
 
@@ -137,35 +147,33 @@ def _report(
 
 def _train_all(experiment: MKDExperiment, material: Material, jobs: int | None) -> Scores:
     arms = (WITHOUT_KD, WITH_KD) if experiment.baseline else (WITH_KD,)
-    todo = [(arm, seed) for seed in experiment.seeds for arm in arms]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = min(len(todo), jobs or (1 if torch.cuda.is_available() else cores))
-    if jobs == 1:
-        done = {key: train_student(experiment, material, *key) for key in todo}
-    else:
-        with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (max(1, cores // jobs),)) as pool:
-            futures = {key: pool.submit(train_student, experiment, material, *key, True) for key in todo}
-            bar = tqdm(futures.items(), desc="students", unit="student")
-            done = {key: future.result() for key, future in bar}
+    keys = [(arm, seed) for seed in experiment.seeds for arm in arms]
+    done = train_all(partial(train_student, experiment, material), keys, jobs, f"{len(keys)} students")
     return {arm: {seed: done[arm, seed] for seed in experiment.seeds} for arm in arms}
 
 
-def train_student(
-    experiment: MKDExperiment, material: Material, arm: str, seed: int, quiet: bool = False
-) -> dict[str, float]:
-    """Scores of one student, from its folder if it is finished, after training it there if not."""
+def train_student(experiment: MKDExperiment, material: Material, key: tuple[str, int], add: Add) -> dict[str, float]:
+    """Scores of one student, (arm, seed), from its folder if it is finished, after training it there if not.
+
+    ``add``: see :func:`train_all`.
+    """
+    arm, seed = key
     folder = experiment.student_folder(arm, seed)
-    args = _arguments(experiment, arm, seed, disable_tqdm=quiet)
+    args = _arguments(experiment, arm, seed, disable_tqdm=True)
 
     def train() -> dict[str, float]:
         torch.manual_seed(seed)
         student = make_student(experiment, material.embeddings)
         collate = MultiTaskCollator(material.tokenizer)
-        trainer = MKDTrainer(student, args, collate, material.train, material.validation)
+        trainer = MKDTrainer(
+            student, args, collate, material.train, material.validation, callbacks=[ReportProgress(add)]
+        )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         scores = _scores(trainer, experiment)
-        student.save_pretrained(folder / "model")
-        material.tokenizer.save_pretrained(folder / "model")
+        with new_folder(folder / "model", replace=True) as model:
+            student.save_pretrained(model)
+            material.tokenizer.save_pretrained(model)
         return scores
 
     shared = ("output", "seeds", "baseline")
@@ -222,8 +230,7 @@ def _result(
 
 
 def _publish(model: Path, target: Path, experiment: MKDExperiment, table: str) -> None:
-    shutil.rmtree(target, ignore_errors=True)
-    with new_folder(target) as folder:
+    with new_folder(target, replace=True) as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True)
         (folder / "README.md").write_text(_card(experiment, table))
 

@@ -32,17 +32,35 @@ def check_output(folder: str | Path, needed_bytes: int = 0) -> Path:
 
 
 @contextmanager
-def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder, renamed to ``folder`` when the block succeeds and removed when it fails."""
-    path = check_output(folder)
+def new_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder, renamed to ``folder`` when the block succeeds and removed when it fails.
+
+    ``replace`` removes an older ``folder`` once the new one is whole; without it, one that holds something is refused.
+    """
+    path = Path(folder) if replace else check_output(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     try:
-        yield partial
+        with saving(path):
+            yield partial
         partial.chmod(0o777 & ~_umask())
+        if replace:
+            shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Makes safetensors' error of a full disk the ``OSError`` that every other writer raises."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"cannot save {path}: {error}") from error
 
 
 def _umask() -> int:

@@ -122,32 +122,41 @@ def csv_table(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
 
 
 def draw(path: Path, results: Sequence[ModelResult], tasks: Sequence[str], title: str) -> None:
-    """One line of points per task and for the average, a bar for the spread over seeds."""
+    """A line of points per task and for the average, a bar for the spread over seeds, the numbers beside it."""
     from matplotlib.figure import Figure
 
     columns = [*tasks, AVERAGE]
-    figure = Figure(figsize=(7.5, 1.6 + 0.5 * len(columns)), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(9.0, 1.9 + 0.55 * len(columns)), layout="constrained")
+    axes, numbers = figure.subplots(1, 2, sharey=True, width_ratios=(5, 0.9 * len(results)))
     heights = [float(len(columns) - i) for i in range(len(columns))]
-    for column, height in zip(columns, heights, strict=True):
-        means = [result.mean_and_spread(column)[0] for result in results]
-        axes.plot([min(means), max(means)], [height, height], color="#DDDDDD", linewidth=2, zorder=1)
-    for result, colour, marker in zip(results, _COLOURS, _MARKERS, strict=False):
+    for index, (result, colour, marker) in enumerate(zip(results, _COLOURS, _MARKERS, strict=False)):
         points = [result.mean_and_spread(column) for column in columns]
         means, spreads = [mean for mean, _ in points], [spread or 0.0 for _, spread in points]
-        label = f"{result.name} ({result.parameters / 1e6:.1f} M, {1e3 * result.latency:.1f} ms)"
+        raised = [height + 0.2 * ((len(results) - 1) / 2 - index) for height in heights]  # so that none hides another
+        label = f"{result.name}: {result.parameters / 1e6:.1f} M parameters, {1e3 * result.latency:.1f} ms a row"
         style: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 8, "capsize": 3}
-        axes.errorbar(means, heights, xerr=spreads, label=label, **style)
-    axes.axhline(1.5, color="#BBBBBB", linewidth=0.8, linestyle=":")
+        axes.errorbar(means, raised, xerr=spreads, label=label, **style)
+        heading = result.name.replace("student ", "").replace(" ", "\n")
+        texts = {len(columns) + 0.8: heading, **{h: f"{mean:.1f}" for h, mean in zip(heights, means, strict=True)}}
+        for height, text in texts.items():
+            numbers.text(index, height, text, color=colour, ha="center", va="center")
+    numbers.set_xlim(-0.5, len(results) - 0.5)
+    numbers.set_axis_off()
+    seeds = max(len(result.scores) for result in results)
+    spread = f"bars: ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed: the spread is not known"
+    axes.set_xlabel(f"score on the validation set, of 100; {spread}")
+    axes.set_title(title, loc="left", pad=24)
     axes.set_yticks(heights, columns)
     axes.set_ylim(0.5, len(columns) + 0.5)
-    axes.set_xlabel("score on the validation set (higher is better)")
-    axes.set_title(title, loc="left")
+    axes.axhline(1.5, color="#BBBBBB", linewidth=0.8, linestyle=":")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color="#EEEEEE")
+    axes.grid(color="#EEEEEE")
     axes.set_axisbelow(True)
-    figure.legend(loc="outside lower center", ncols=len(results), frameon=False, fontsize="small")
+    figure.legend(loc="outside lower left", frameon=False, fontsize="small")
     temporary = path.with_name(f"{path.stem}.tmp{os.getpid()}.png")
-    figure.savefig(temporary, dpi=150)
-    os.replace(temporary, path)
+    try:
+        figure.savefig(temporary, dpi=150)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

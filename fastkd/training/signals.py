@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fastkd.training.output import saving
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -147,7 +149,8 @@ def _write(path: Path, fingerprint: str, rows: Sequence[int], logits: Tensor) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".tmp{os.getpid()}")
     try:
-        save_file({"row": torch.tensor(rows), "logits": logits}, temporary, {"fingerprint": fingerprint})
+        with saving(path):
+            save_file({"row": torch.tensor(rows), "logits": logits}, temporary, {"fingerprint": fingerprint})
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -72,6 +72,7 @@ def train_teacher(
     pooling: str = "cls",
     seed: int = 0,
     bf16: bool | None = None,
+    sampling_tau: float | None = None,
     **arguments: Any,
 ) -> dict[str, float]:
     """Fine-tunes a ``MultiTaskEncoder`` on several tasks together and saves it with its tokenizer.
@@ -85,6 +86,7 @@ def train_teacher(
         pooling: see ``MultiTaskEncoderConfig``.
         seed: of heads, subset, order and dropout.
         bf16: autocast to bfloat16; None does so where the processor multiplies bfloat16 natively.
+        sampling_tau: see ``MultiTaskTrainer``; below 1 it gives small tasks more steps.
         **arguments: of ``transformers.TrainingArguments``, over this project's defaults: 3 epochs, 32 rows
             per batch of similar lengths, AdamW at 5e-5 with weight decay 0.01, warm-up over a tenth of the
             steps.
@@ -112,7 +114,9 @@ def train_teacher(
     }
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(scratch, **(defaults | arguments))
-        trainer = MultiTaskTrainer(model, args, MultiTaskCollator(tokenizer), train, validation)
+        trainer = MultiTaskTrainer(
+            model, args, MultiTaskCollator(tokenizer), train, validation, sampling_tau=sampling_tau
+        )
         trainer.train()
         metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
