@@ -151,16 +151,20 @@ def _factor_sums(
     splits = triton.cdiv(n_rows, ROWS_PER_SPLIT)
     sums = z.new_empty((splits, n_cols, rank), dtype=torch.float32)
     bias_sums = z.new_empty((splits, n_cols), dtype=torch.float32) if need_bias else None
-    tile = _tile(rank)
+    tile = _tile(rank, n_cols, wide.stride(0))
     _factor_kernel[(triton.cdiv(n_cols, tile["COLUMNS"]), splits)](
         z, up, bias, wide, scale, factor, sums, bias_sums, wide.stride(0), n_rows, n_cols, rank, ROWS_PER_SPLIT, **tile
     )
     return sums.sum(0), bias_sums.sum(0) if need_bias else z.new_empty(0, dtype=torch.float32)
 
 
-def _tile(rank: int) -> dict[str, int]:
-    """Tiles whose two accumulators, (rows, columns) and (rows or columns, rank), stay in registers."""
-    return {"RANK": max(32, triton.next_power_of_2(rank)), "ROWS": 64, "COLUMNS": 64, "num_warps": 4}
+def _tile(rank: int, *widths: int) -> dict[str, int]:
+    """Tiles whose two accumulators, (rows, columns) and (rows or columns, rank), stay in registers.
+
+    Widths that are no multiples of 16 are read element by element, whose addresses need the registers of more threads.
+    """
+    num_warps = 4 if all(width % 16 == 0 for width in (rank, *widths)) else 8
+    return {"RANK": max(16, triton.next_power_of_2(rank)), "ROWS": 64, "COLUMNS": 64, "num_warps": num_warps}
 
 
 def _fused(x, down, up, target, bias, scale, factor, needs):
@@ -170,7 +174,7 @@ def _fused(x, down, up, target, bias, scale, factor, needs):
     z = torch.mm(x, down.t())
     losses = x.new_empty(n_rows, dtype=torch.float32)
     dz = torch.empty_like(z) if need_x or need_down else None
-    tile = _tile(rank)
+    tile = _tile(rank, up.shape[0], target.stride(0))
     _rows_kernel[(triton.cdiv(n_rows, tile["ROWS"]),)](
         z, up, bias, target, scale, factor, losses, dz, target.stride(0), n_rows, up.shape[0], rank, **tile
     )

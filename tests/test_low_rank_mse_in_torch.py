@@ -1,5 +1,8 @@
 """low_rank_mse as a citizen of torch: derivatives, registration, compilation, autocast, threads, checkpointing."""
 
+import re
+from pathlib import Path
+
 import low_rank_mse_samples as samples
 import pytest
 import torch
@@ -168,3 +171,12 @@ def test_the_number_of_threads_changes_no_bit(mask):
             loss = low_rank_mse(*leaves[:3], target, bias=leaves[3], mask=mask)
             results.append((loss, *torch.autograd.grad(loss, leaves)))
     assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("page", ["low_rank_mse", "mse"])
+def test_the_documented_loop_learns(page):
+    text = (Path(__file__).parent.parent / "docs" / f"{page}.md").read_text()
+    loop = next(b for b in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "losses = []" in b)
+    namespace = {}
+    exec(loop, namespace)
+    assert namespace["losses"][-1] < 0.3 * namespace["losses"][0]

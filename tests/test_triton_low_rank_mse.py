@@ -32,7 +32,15 @@ def rows_kernel(capability, dtype, rank, without=(), aligned=True):
         "factor_ptr": single, "loss_ptr": single, "dz_ptr": wide,
     }  # fmt: skip
     numbers = ("target_stride", "n_rows", "n_cols", "rank")
-    return job(capability, "low_rank_mse:_rows_kernel", tensors, numbers, kernels._tile(rank), without, aligned)
+    return job(
+        capability,
+        "low_rank_mse:_rows_kernel",
+        tensors,
+        numbers,
+        kernels._tile(rank, 16 if aligned else 15),
+        without,
+        aligned,
+    )
 
 
 def factor_kernel(capability, dtype, rank, without=(), aligned=True):
@@ -42,7 +50,15 @@ def factor_kernel(capability, dtype, rank, without=(), aligned=True):
         "factor_ptr": single, "sums_ptr": single, "bias_sums_ptr": single,
     }  # fmt: skip
     numbers = ("wide_stride", "n_rows", "n_cols", "rank", "rows_per_split")
-    return job(capability, "low_rank_mse:_factor_kernel", tensors, numbers, kernels._tile(rank), without, aligned)
+    return job(
+        capability,
+        "low_rank_mse:_factor_kernel",
+        tensors,
+        numbers,
+        kernels._tile(rank, 16 if aligned else 15),
+        without,
+        aligned,
+    )
 
 
 def error_kernel(capability, dtype, block, without=(), aligned=True):

@@ -31,6 +31,8 @@ void squared_error_row(const SquaredErrorTask& task, int64_t i) {
   const auto* addend = task.addend ? (const T*)task.addend + row * columns : nullptr;
   auto* grad = task.grad ? (Grad*)task.grad + i * columns : nullptr;
   auto* output = task.output ? (T*)task.output + row * columns : nullptr;
+  const float* bias = task.bias;
+  float* column_sums = task.column_sums;
   const float scale = task.scale ? task.scale[row] : 1.0f;
   const bool counts = scale != 0.0f;  // a row that does not may hold anything, NaN too
   const Vec slope = splat(task.factor * scale);
@@ -39,7 +41,7 @@ void squared_error_row(const SquaredErrorTask& task, int64_t i) {
     Vec squares{};
     each_vector(begin, begin + kBlock < columns ? begin + kBlock : columns, [&](int64_t j, auto get, auto put) {
       Vec value = get(prediction + j);
-      if (task.bias) value += get(task.bias + j);
+      if (bias) value += get(bias + j);
       if (output) put(output + j, value);
       Vec error{};
       if (counts) error = value - get(target + j);
@@ -48,9 +50,9 @@ void squared_error_row(const SquaredErrorTask& task, int64_t i) {
       Vec g = counts ? slope * error : Vec{};
       if (addend) g += get(addend + j);
       put(grad + j, g);
-      if (task.column_sums) put(task.column_sums + j, get(task.column_sums + j) + g);
+      if (column_sums) put(column_sums + j, get(column_sums + j) + g);
     });
-    total += fold_sum(squares);
+    total += fold_lanes(squares, [](Vec a, Vec b) { return a + b; })[0];
   }
   if (task.loss) task.loss[row] = (float)(counts ? scale * total / (double)columns : 0.0);
 }
