@@ -17,6 +17,14 @@ STABLE_TORCH_LIBRARY(fastkd, m) {
   m.def(
       "embedding_mixup_backward(Tensor grad, Tensor ids, Tensor permutation, Tensor lam, SymInt vocabulary, "
       "int padding_idx) -> Tensor");
+  m.def(
+      "low_rank_mse(Tensor x, Tensor down, Tensor up, Tensor target, Tensor? bias, Tensor? valid, Tensor? weights, "
+      "Tensor? output, Tensor? grad_output, int reduction, Tensor? denominator, bool need_x, bool need_down, "
+      "bool need_up, bool need_bias, bool need_output) -> (Tensor loss, Tensor grad_x, Tensor grad_down, "
+      "Tensor grad_up, Tensor grad_bias, Tensor projection)");
+  m.def(
+      "mse(Tensor[] students, Tensor[] teachers, Tensor? valid, Tensor weights, Tensor denominators, "
+      "bool[] need_grad) -> (Tensor total, Tensor parts, Tensor[] grads)");
 }
 
 PyMODINIT_FUNC PyInit__C() {

@@ -41,12 +41,7 @@ float* scratch(int64_t floats) {
 }
 
 void run(const KlDivTask& task) {
-  const auto kernel = target() == Target::baseline ? baseline::kl_div
-#if defined(__x86_64__)
-                      : target() == Target::avx2   ? avx2::kl_div
-                      : target() == Target::avx512 ? avx512::kl_div
-#endif
-                                                   : baseline::kl_div;
+  const auto kernel = FASTKD_PICK(kl_div);
   constexpr int64_t kTile = 16;  // rows that may share a tile
   const int64_t floats = scratch_floats(task.vocabulary);
   if (task.rows * task.vocabulary <= kGrain) return kernel(task, 0, task.rows, scratch(floats));

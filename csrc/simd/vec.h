@@ -132,14 +132,22 @@ inline Vec load(const float* p) {
 }
 
 inline VecBits load_bits(const void* p) {
+#if defined(FASTKD_AVX512)
+  return (VecBits)_mm512_maskz_cvtepu16_epi32(-1, _mm256_loadu_si256((const __m256i*)p));
+#else
   VecHalf h;
   std::memcpy(&h, p, sizeof h);
   return __builtin_convertvector(h, VecBits);
+#endif
 }
 
 inline void store_bits(void* p, VecBits bits) {
+#if defined(FASTKD_AVX512)
+  _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtepi32_epi16(-1, (__m512i)bits));
+#else
   const VecHalf h = __builtin_convertvector(bits, VecHalf);
   std::memcpy(p, &h, sizeof h);
+#endif
 }
 
 inline Vec load(const BFloat16* p) { return (Vec)(load_bits(p) << 16); }

@@ -3,15 +3,20 @@
 from fastkd.losses.embedding_mixup import embedding_mixup
 from fastkd.losses.kl_div import KLDivLoss, KLDivStats, kl_div
 from fastkd.losses.linear_kl_div import LinearKLDivLoss, linear_kl_div
+from fastkd.losses.low_rank_mse import LowRankMSELoss, low_rank_mse
 from fastkd.losses.mixup import mixup, mixup_cross_entropy
+from fastkd.losses.mse import mse
 
 __all__ = [
     "KLDivLoss",
     "KLDivStats",
     "LinearKLDivLoss",
+    "LowRankMSELoss",
     "embedding_mixup",
     "kl_div",
     "linear_kl_div",
+    "low_rank_mse",
     "mixup",
     "mixup_cross_entropy",
+    "mse",
 ]

@@ -108,3 +108,41 @@ def _label_range(labels: Tensor, valid: Tensor, vocabulary: int, ignore_index: i
         raise ValueError(
             f"labels holds {int(labels[outside][0])}, outside [0, {vocabulary}) and not ignore_index = {ignore_index}"
         )
+
+
+def tensors(**named: object) -> None:
+    """Every argument a tensor of a supported floating dtype on the device of the first; None is passed over."""
+    first = ""
+    device = None
+    for name, value in named.items():
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if value.dtype not in FLOATS:
+            raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+        if device is None:
+            first, device = name, value.device
+        elif value.device != device:
+            raise ValueError(f"{name} is on {value.device}, but {first} is on {device}")
+
+
+def frozen(name: str, tensor: Tensor | None) -> None:
+    """No gradient flows to what a loss only measures against."""
+    if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name} requires grad, but no gradient flows to it: pass {name}.detach()")
+
+
+def row_values(name: str, values: Tensor | None, of: str, tensor: Tensor) -> Tensor | None:
+    """``values``, one for each row of ``tensor``, which is called ``of``, as (N,)."""
+    if values is None:
+        return None
+    rows = tensor.shape[:-1]
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
+    if values.shape != rows:
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; it holds one value per row of {of}, {tuple(rows)}")
+    if values.device != tensor.device:
+        raise ValueError(f"{name} is on {values.device}, but {of} is on {tensor.device}")
+    frozen(name, values)
+    return values.reshape(-1)

@@ -3,6 +3,8 @@
 from fastkd.ops.embedding_mixup import embedding_mixup
 from fastkd.ops.kl_div import kl_div
 from fastkd.ops.linear_kl_div import linear_kl_div
+from fastkd.ops.low_rank_mse import low_rank_mse
 from fastkd.ops.mixup import mixup
+from fastkd.ops.mse import mse
 
-__all__ = ["embedding_mixup", "kl_div", "linear_kl_div", "mixup"]
+__all__ = ["embedding_mixup", "kl_div", "linear_kl_div", "low_rank_mse", "mixup", "mse"]

@@ -59,7 +59,7 @@ def kl_div(
     need_stats: bool,
 ) -> tuple[Tensor, Tensor]:
     """Checked arguments in, loss () or (N,) and stats (4, N) out; stats are empty unless asked for."""
-    denominator = _denominator(student, valid, reduction, normalizer)
+    denominator = denominator_of(student, valid, reduction, normalizer)
     if _extension.backend("kl_div", student.device.type, student.dtype) == "reference":
         t = temperature if row_temperature is None else row_temperature
         rows = reference.kl_div_rows(
@@ -107,7 +107,7 @@ def reduce(rows: Tensor, reduction: int, denominator: Tensor | None) -> Tensor:
     return torch.where(denominator == 0, rows.sum() * 0, rows.sum() / denominator)
 
 
-def _denominator(
+def denominator_of(
     student: Tensor, valid: Tensor | None, reduction: int, normalizer: float | Tensor | None
 ) -> Tensor | None:
     if reduction != MEAN:

@@ -3,6 +3,16 @@
 from fastkd.reference.embedding_mixup import embedding_mixup
 from fastkd.reference.kl_div import kl_div_rows, kl_div_stats
 from fastkd.reference.linear_kl_div import linear_kl_div_rows
+from fastkd.reference.low_rank_mse import low_rank_mse_rows
 from fastkd.reference.mixup import mixup
+from fastkd.reference.mse import mse_rows
 
-__all__ = ["embedding_mixup", "kl_div_rows", "kl_div_stats", "linear_kl_div_rows", "mixup"]
+__all__ = [
+    "embedding_mixup",
+    "kl_div_rows",
+    "kl_div_stats",
+    "linear_kl_div_rows",
+    "low_rank_mse_rows",
+    "mixup",
+    "mse_rows",
+]

@@ -1,0 +1,296 @@
+// torch.ops.fastkd.low_rank_mse on the CPU: slices of rows in parallel, each in chunks whose error stays in the cache.
+//
+// The matrix products are those of the BLAS that torch brings, one thread to a slice; between them one pass makes the
+// error, its gradient and the loss of a row. How the rows are cut depends on their number alone, and so do the results.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cpu/huge_pages.h"
+#include "cpu/matrix.h"
+#include "cpu/rows.h"
+#include "cpu/squared_error.h"
+#include "cpu/tensor.h"
+namespace fastkd {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+enum Reduction { kNone, kSum, kMean };
+
+// Slices come in fours, which share out evenly among few threads; each holds its own sums, so there are not too many.
+constexpr int64_t kSliceRows = 1024, kMinSliceRows = 128, kMaxSlices = 16;
+// Rows of a chunk: more than the cache would ask for where a call of the BLAS costs as much as its work.
+constexpr int64_t kChunkRows = 256, kChunkRowsBfloat16 = 1024;
+
+// A buffer of one matrix; empty until rows are given.
+struct Buffer {
+  std::unique_ptr<char[]> bytes;
+  Matrix matrix{};
+  Buffer() = default;
+  Buffer(int64_t rows, int64_t columns, ScalarType type)
+      : bytes(new char[rows * columns * (type == ScalarType::Float ? 4 : 2)]),
+        matrix(Matrix::dense(bytes.get(), rows, columns, type)) {
+    prefer_huge_pages(bytes.get(), rows * columns * (type == ScalarType::Float ? 4 : 2));
+  }
+};
+
+struct Problem {
+  Tensor x, target;  // (N, d_in), (N, d_out)
+  Matrix down, up;   // (r, d_in), (d_out, r) in the type of the products
+  const float* bias;
+  const float* scale;  // (N) or null
+  float factor;
+  const void *given_output, *grad_output;  // (N, d_out) contiguous or null
+  void* output;
+  float* loss;
+  const int64_t* index;  // rows that take part, or null: all
+  int64_t items, chunk_rows, slice_rows, slices;
+  Dtype dtype;
+  ScalarType product;                      // type of the operands of the products
+  void* grad_x;                            // (N, d_in) contiguous or null
+  float *down_sums, *up_sums, *bias_sums;  // one term per slice, or null
+
+  int64_t d_in() const { return down.columns; }
+  int64_t d_out() const { return up.rows; }
+  int64_t rank() const { return down.rows; }
+  Dtype product_dtype() const { return product == ScalarType::Float ? Dtype::float32 : dtype; }
+  bool in_place() const { return product_dtype() == dtype && index == nullptr; }
+  bool any_grad() const { return grad_x || down_sums || up_sums || bias_sums; }
+};
+
+char* row(const void* data, int64_t i, int64_t stride, Dtype dtype) {
+  return (char*)data + i * stride * (dtype == Dtype::float32 ? 4 : 2);
+}
+
+// One thread's buffers, used for one slice of rows after the other.
+struct Worker {
+  const Problem& p;
+  Buffer x, z, error, dz, dx, part;
+  float *down_sum, *up_sum, *bias_sum;  // the current slice's share of the gradients
+
+  explicit Worker(const Problem& problem) : p(problem) {
+    const int64_t rows = p.chunk_rows;
+    if (!p.in_place()) x = Buffer(rows, p.d_in(), p.product);
+    z = Buffer(rows, p.rank(), p.product);
+    error = Buffer(rows, p.d_out(), p.product);
+    if (p.grad_x || p.down_sums) dz = Buffer(rows, p.rank(), p.product);
+    if (p.grad_x && !p.in_place()) dx = Buffer(rows, p.d_in(), p.product);
+    if (p.product != ScalarType::Float && (p.down_sums || p.up_sums))
+      part = Buffer(p.rank(), std::max(p.d_in(), p.d_out()), p.product);
+  }
+
+  Matrix load_x(int64_t begin, int64_t rows) const {
+    char* first = row(p.x.data_ptr(), p.index ? 0 : begin, p.x.stride(0), p.dtype);
+    if (p.in_place()) return {first, rows, p.d_in(), p.x.stride(0), 1, p.product};
+    gather_rows({first, x.matrix.data, p.index ? p.index + begin : nullptr, rows, p.d_in(), p.x.stride(0), p.d_in(),
+                 p.dtype, p.product_dtype()});
+    return x.matrix.first(rows);
+  }
+
+  void store_dx(const Matrix& grad, int64_t begin) const {
+    char* first = row(p.grad_x, p.index ? 0 : begin, p.d_in(), p.dtype);
+    scatter_rows({grad.data, first, p.index ? p.index + begin : nullptr, grad.rows, p.d_in(), p.d_in(), p.d_in(),
+                  p.product_dtype(), p.dtype});
+  }
+
+  // Makes the error of a chunk from its prediction, in place, scaled as a gradient.
+  void differentiate(const Matrix& e, int64_t begin) const {
+    const int64_t first = p.index ? 0 : begin, columns = p.d_out();
+    const auto at = [&](const void* data) { return data ? row(data, first, columns, p.dtype) : nullptr; };
+    SquaredErrorTask task{};
+    task.prediction = p.given_output ? at(p.given_output) : e.data;
+    task.bias = p.given_output ? nullptr : p.bias;
+    task.target = row(p.target.data_ptr(), first, p.target.stride(0), p.dtype);
+    task.scale = p.scale ? p.scale + first : nullptr;
+    task.factor = p.factor;
+    task.addend = at(p.grad_output);
+    task.grad = p.any_grad() ? e.data : nullptr;
+    task.output = at(p.output);
+    task.loss = p.loss ? p.loss + first : nullptr;
+    task.column_sums = bias_sum;
+    task.index = p.index ? p.index + begin : nullptr;
+    task.columns = columns;
+    task.prediction_stride = columns;
+    task.target_stride = p.target.stride(0);
+    task.dtype = p.dtype;
+    task.prediction_dtype = p.given_output ? p.dtype : p.product_dtype();
+    task.grad_dtype = p.product_dtype();
+    squared_error(task, 0, e.rows);
+  }
+
+  // sum += a b in float32, whatever the type of the products.
+  void accumulate(const Matrix& a, const Matrix& b, float* sum) const {
+    if (p.product == ScalarType::Float) {
+      multiply_add(a, b, Matrix::dense(sum, a.rows, b.columns, ScalarType::Float));
+      return;
+    }
+    const Matrix product = Matrix::dense(part.matrix.data, a.rows, b.columns, p.product);
+    multiply(a, b, product);
+    add_bfloat16(sum, product.data, a.rows * b.columns);
+  }
+
+  void chunk(int64_t begin, int64_t rows) const {
+    const Matrix xs = load_x(begin, rows), zs = z.matrix.first(rows), e = error.matrix.first(rows);
+    multiply(xs, p.down.transposed(), zs);
+    if (!p.given_output) multiply(zs, p.up.transposed(), e);
+    differentiate(e, begin);
+    if (up_sum) accumulate(e.transposed(), zs, up_sum);
+    if (!p.grad_x && !down_sum) return;
+    const Matrix dzs = dz.matrix.first(rows);
+    multiply(e, p.up, dzs);
+    if (down_sum) accumulate(dzs.transposed(), xs, down_sum);
+    if (!p.grad_x) return;
+    if (p.in_place()) {
+      multiply(dzs, p.down, Matrix::dense(row(p.grad_x, begin, p.d_in(), p.dtype), rows, p.d_in(), p.product));
+    } else {
+      multiply(dzs, p.down, dx.matrix.first(rows));
+      store_dx(dx.matrix.first(rows), begin);
+    }
+  }
+
+  void run(int64_t slice) {
+    const auto share = [&](float* all, int64_t count) { return all ? all + slice * count : nullptr; };
+    down_sum = share(p.down_sums, p.rank() * p.d_in());
+    up_sum = share(p.up_sums, p.rank() * p.d_out());
+    bias_sum = share(p.bias_sums, p.d_out());
+    const int64_t end = std::min((slice + 1) * p.slice_rows, p.items);
+    for (int64_t begin = slice * p.slice_rows; begin < end; begin += p.chunk_rows)
+      chunk(begin, std::min(p.chunk_rows, end - begin));
+  }
+};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Rows that take part. Where the output is wanted or has a gradient, those are all.
+std::vector<int64_t> compact(const float* scale, int64_t rows) {
+  std::vector<int64_t> kept;
+  for (int64_t i = 0; i < rows; ++i)
+    if (scale[i] != 0.0f) kept.push_back(i);
+  return kept;
+}
+
+// Terms of the slices, zero, as one buffer; summed into a tensor of the gradient's type at the end.
+struct SliceSums {
+  Tensor terms;
+  Tensor total;
+
+  SliceSums(const Tensor& like, bool needed, int64_t slices, std::vector<int64_t> shape, ScalarType type)
+      : terms(torch::stable::new_empty(like, {0}, ScalarType::Float)),
+        total(torch::stable::new_empty(like, needed ? shape : std::vector<int64_t>{0}, type)) {
+    if (!needed) return;
+    terms = torch::stable::new_empty(like, {slices, total.numel()}, ScalarType::Float);
+    prefer_huge_pages(terms.mutable_data_ptr(), terms.numel() * sizeof(float));
+    torch::stable::zero_(terms);
+  }
+  float* data() const { return terms.numel() ? (float*)terms.mutable_data_ptr() : nullptr; }
+  void finish(Dtype dtype) const {
+    const SumTask task{(const float*)terms.data_ptr(), total.mutable_data_ptr(), terms.numel() ? terms.size(0) : 0,
+                       total.numel(), dtype};
+    constexpr int64_t kGrain = 1 << 14;
+    torch::stable::parallel_for(0, total.numel(), kGrain,
+                                [&](int64_t begin, int64_t end) { sum_terms(task, begin, end); });
+  }
+};
+
+bool has_fast_bfloat16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+void zero_rows(const Tensor& grad, const std::vector<float>& scale) {
+  const int64_t bytes = grad.size(1) * grad.element_size();
+  for (size_t i = 0; i < scale.size(); ++i)
+    if (scale[i] == 0.0f) std::memset((char*)grad.mutable_data_ptr() + i * bytes, 0, bytes);
+}
+
+using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Results low_rank_mse(const Tensor& x_in, const Tensor& down_in, const Tensor& up_in, const Tensor& target_in,
+                     std::optional<Tensor> bias, std::optional<Tensor> valid, std::optional<Tensor> weights,
+                     std::optional<Tensor> output_in, std::optional<Tensor> grad_output, int64_t reduction,
+                     std::optional<Tensor> denominator, bool need_x, bool need_down, bool need_up, bool need_bias,
+                     bool need_output) {
+  using namespace torch::stable;
+  const Tensor x = dense_rows(x_in), target = dense_rows(target_in);
+  const int64_t rows = x.size(0), d_in = x.size(1), rank = down_in.size(0), d_out = up_in.size(0);
+  STD_TORCH_CHECK(down_in.size(1) == d_in && up_in.size(1) == rank && target.size(0) == rows &&
+                      target.size(1) == d_out && target.scalar_type() == x.scalar_type() &&
+                      (!bias || bias->numel() == d_out),
+                  "fastkd::low_rank_mse takes (N, d_in), (r, d_in), (d_out, r) and (N, d_out)");
+  for (std::optional<Tensor>* t : {&bias, &valid, &weights, &output_in, &grad_output})
+    if (*t) *t = contiguous(**t);
+  const ScalarType type = x.scalar_type();
+  const Dtype dtype = dtype_of(x, "low_rank_mse");
+  // Half precision would overflow or flush intermediate products, and without instructions for it bfloat16 is slow.
+  const ScalarType product = type == ScalarType::BFloat16 && has_fast_bfloat16() ? type : ScalarType::Float;
+  const Tensor down = contiguous(to(down_in, product)), up = contiguous(to(up_in, product));
+
+  const std::vector<float> scale = row_scale(valid, weights, rows);
+  const bool all_rows = scale.empty() || need_output || output_in || grad_output;
+  const std::vector<int64_t> index = all_rows ? std::vector<int64_t>() : compact(scale.data(), rows);
+  const bool skips = !all_rows && (int64_t)index.size() < rows;
+
+  Problem p{x, target, Matrix::of(down), Matrix::of(up)};
+  p.dtype = dtype;
+  p.product = product;
+  p.bias = bias ? (const float*)bias->data_ptr() : nullptr;
+  p.scale = scale.empty() ? nullptr : scale.data();
+  p.index = skips ? index.data() : nullptr;
+  p.items = skips ? index.size() : rows;
+  p.slices = std::min({kMaxSlices, 4 * ceil_div(p.items, 4 * kSliceRows), ceil_div(p.items, kMinSliceRows)});
+  p.slice_rows = ceil_div(p.items, std::max(p.slices, (int64_t)1));
+  p.chunk_rows = std::min(p.slice_rows, product == ScalarType::Float ? kChunkRows : kChunkRowsBfloat16);
+  p.given_output = output_in ? output_in->data_ptr() : nullptr;
+  p.grad_output = grad_output ? grad_output->data_ptr() : nullptr;
+
+  const Tensor output = new_empty(x, need_output ? std::vector<int64_t>{rows, d_out} : std::vector<int64_t>{0});
+  const Tensor grad_x = new_empty(x, need_x ? std::vector<int64_t>{rows, d_in} : std::vector<int64_t>{0});
+  if (need_x) prefer_huge_pages(grad_x.mutable_data_ptr(), grad_x.numel() * grad_x.element_size());
+  p.output = need_output ? output.mutable_data_ptr() : nullptr;
+  p.grad_x = need_x ? grad_x.mutable_data_ptr() : nullptr;
+  const SliceSums sums_down(x, need_down, p.slices, {rank, d_in}, type);
+  const SliceSums sums_up(x, need_up, p.slices, {d_out, rank}, type);
+  const SliceSums sums_bias(x, need_bias, p.slices, {d_out}, ScalarType::Float);
+  p.down_sums = sums_down.data();
+  p.up_sums = sums_up.data();
+  p.bias_sums = sums_bias.data();
+
+  Tensor loss = reduction == kNone ? new_zeros(x, {rows}, ScalarType::Float) : new_zeros(x, {}, ScalarType::Float);
+  std::vector<float> scratch(reduction == kNone ? 0 : rows);
+  p.loss = reduction == kNone ? (float*)loss.mutable_data_ptr() : scratch.data();
+  const double count = denominator ? *(const float*)denominator->data_ptr() : (double)rows;
+  const double divisor = reduction == kMean ? (count == 0 ? 0.0 : 1.0 / count) : 1.0;
+  // Half precision would flush a gradient divided by the count to zero: there the division comes after, in Python.
+  p.factor = (float)(2.0 / d_out * (dtype == Dtype::float16 ? 1.0 : divisor));
+
+  if (skips && need_x) zero_rows(grad_x, scale);
+  if (p.items > 0)
+    parallel_for(0, p.slices, 1, [&](int64_t begin, int64_t end) {
+      Worker worker(p);
+      for (int64_t slice = begin; slice < end; ++slice) worker.run(slice);
+    });
+  sums_down.finish(dtype);
+  sums_up.finish(dtype);
+  sums_bias.finish(Dtype::float32);
+  if (reduction != kNone) {
+    double total = 0;
+    for (float value : scratch) total += value;
+    *(float*)loss.mutable_data_ptr() = (float)(divisor * total);
+  }
+  return {loss, grad_x, sums_down.total, sums_up.total, sums_bias.total, output};
+}
+
+}  // namespace
+}  // namespace fastkd
+
+STABLE_TORCH_LIBRARY_IMPL(fastkd, CPU, m) { m.impl("low_rank_mse", TORCH_BOX(&fastkd::low_rank_mse)); }
