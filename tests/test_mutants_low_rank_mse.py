@@ -1,14 +1,8 @@
 """Mutants of low_rank_mse and mse, in the manner of ``test_mutants``: the tests must notice every one of them."""
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from test_mutants import run_mutant
 
-ROOT = Path(__file__).parent.parent
 ERROR, CPU = "csrc/simd/squared_error.h", "csrc/cpu/low_rank_mse.cpp"
 TRITON, TRITON_ERROR = "kernels/low_rank_mse.py", "kernels/mse.py"
 LOW_RANK_OP, MSE_OP = "fastkd/ops/low_rank_mse.py", "fastkd/ops/mse.py"
@@ -61,15 +55,7 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_killed(name, tmp_path):
     path, old, new = MUTANTS[name]
-    tree = tmp_path / "fastkd"
-    ignore = shutil.ignore_patterns(".venv", ".git", "build", "demo", "__pycache__", "results")
-    shutil.copytree(ROOT, tree, symlinks=True, ignore=ignore)
-    text = (tree / path).read_text()
-    assert text.count(old) == 1, "the mutant no longer fits the code"
-    (tree / path).write_text(text.replace(old, new))
-    if path.startswith("csrc"):
-        subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=tree, check=True)
     chosen = "triton" if path.startswith("kernels") else "not triton"
-    tests = [sys.executable, "-m", "pytest", "-x", "tests/test_low_rank_mse.py", "tests/test_mse.py", "-k", chosen]
-    done = subprocess.run(tests, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True)
+    tests = ("tests/test_low_rank_mse.py", "tests/test_mse.py", "-k", chosen)
+    done = run_mutant(path, old, new, tmp_path / "fastkd", *tests)
     assert done.returncode == int(name != "nothing"), f"{name}: wrong verdict\n{done.stdout[-2000:]}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastkd import reference
 from fastkd.ops import _extension
+from fastkd.ops._heads import Gradients, Head, fresh
 from fastkd.ops.kl_div import MEAN, NAMES, NONE, reduce
 
 LEAST_BUDGET = 48 * 2**20
@@ -166,26 +167,6 @@ def _chunk_rows(rows: int, vocabulary: int, weight: Tensor, budget: int) -> int:
     return -(-rows // chunks)
 
 
-class _Head(NamedTuple):
-    """One model's map from hidden states to logits."""
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    scale: float
-    softcap: float | None
-
-    def logits(self, rows: slice, out: Tensor) -> Tensor:
-        torch.mm(self.hidden[rows], self.weight.T, out=out)
-        if self.bias is not None:
-            out.add_(self.bias)
-        if self.scale != 1.0:
-            out.mul_(self.scale)
-        if self.softcap is not None:
-            out.div_(self.softcap).tanh_().mul_(self.softcap)
-        return out
-
-
 def _fused(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -200,19 +181,19 @@ def _fused(
     options = options._replace(
         valid=None, row_temperature=counted(options.row_temperature), labels=counted(options.labels)
     )
-    student = _Head(counted(hidden), weight, bias, options.student_scale, options.student_softcap)
-    teacher = _Head(
+    student = Head(counted(hidden), weight, bias, options.student_scale, options.student_softcap)
+    teacher = Head(
         counted(options.teacher_hidden),
         options.teacher_weight,
         options.teacher_bias,
         options.teacher_scale,
         options.teacher_softcap,
     )
-    gradients = _Gradients(student, counted(row_weight), need_hidden, need_weight, need_bias)
+    gradients = Gradients(student, counted(row_weight), need_hidden, need_weight, need_bias)
     count, vocabulary = len(student.hidden), len(weight)
     chunk = _chunk_rows(count, vocabulary, weight, options.memory_budget)
-    buffer = _fresh(hidden, chunk, vocabulary)
-    teacher_buffer = _fresh(teacher.hidden, min(chunk, TEACHER_ROWS), vocabulary)
+    buffer = fresh(hidden, chunk, vocabulary)
+    teacher_buffer = fresh(teacher.hidden, min(chunk, TEACHER_ROWS), vocabulary)
     losses = hidden.new_empty(count, dtype=torch.float32)
     for begin in range(0, count, max(chunk, 1)):
         rows = slice(begin, min(begin + chunk, count))
@@ -252,77 +233,6 @@ def _divergence(student: Tensor, teacher: Tensor, rows: slice, options: Options,
     if capped is not None:
         student.addcmul_(student * capped, capped, value=-1)  # the derivative of c tanh(z / c) is 1 - tanh²
     return losses
-
-
-class _Gradients:
-    """Sums of the chunks' gradients, each row weighted; of the weight in float32 when there are several chunks."""
-
-    def __init__(self, head: _Head, row_weight: Tensor | None, hidden: bool, weight: bool, bias: bool) -> None:
-        self.head = head
-        self.needed = hidden or weight or bias
-        self.hidden = torch.empty_like(head.hidden) if hidden else None
-        self.weight: Tensor | None = None
-        self.bias: Tensor | None = None
-        self.need_weight, self.need_bias = weight, bias
-        # Half precision would flush gradients divided by the count: there the largest weight is 1 until the end.
-        self.peak = None
-        if row_weight is not None:
-            row_weight = row_weight * head.scale
-            if head.hidden.dtype == torch.float16 and len(head.hidden) > 0:
-                self.peak = row_weight.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-                row_weight = row_weight / self.peak
-            row_weight = row_weight.expand(len(head.hidden))
-        self.row_weight = row_weight
-
-    def add(self, rows: slice, logits: Tensor) -> None:
-        """Take in the gradient of a chunk of logits."""
-        if not self.needed:
-            return
-        assert self.row_weight is not None
-        row_weight = self.row_weight[rows, None]
-        if self.hidden is not None:
-            torch.mm(logits, self.head.weight, out=self.hidden[rows]).mul_(row_weight)
-        if self.need_weight:
-            weighted = (self.head.hidden[rows] * row_weight).to(logits.dtype)
-            self.weight = _accumulated(self.weight, logits, weighted, len(self.head.hidden))
-        if self.need_bias:
-            part = torch.mv(logits.T, row_weight[:, 0].to(logits.dtype)).float()
-            self.bias = part if self.bias is None else self.bias.add_(part)
-
-    def results(self, losses: Tensor, index: Tensor | None, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Losses and gradients of all rows, those that do not count included."""
-        head, hidden, weight, bias = self.head, self.hidden, self.weight, self.bias
-        if weight is None and self.need_weight:
-            weight = torch.zeros_like(head.weight)
-        if bias is None and self.need_bias:
-            bias = head.weight.new_zeros(len(head.weight))
-        if index is not None:
-            losses = losses.new_zeros(count).index_copy_(0, index, losses)
-            if hidden is not None:
-                hidden = hidden.new_zeros(count, hidden.shape[1]).index_copy_(0, index, hidden)
-        grads = (hidden, weight, bias)
-        if self.peak is not None:
-            grads = tuple(None if grad is None else grad * self.peak for grad in grads)  # type: ignore[assignment]
-        dtype = head.hidden.dtype
-        return losses, *(losses.new_empty(0, dtype=dtype) if g is None else g.to(dtype) for g in grads)  # type: ignore[return-value]
-
-
-def _accumulated(total: Tensor | None, logits: Tensor, hidden: Tensor, count: int) -> Tensor:
-    """total + logitsᵀ hidden."""
-    if total is None:
-        product = torch.mm(logits.T, hidden, out=_fresh(logits, logits.shape[1], hidden.shape[1]))
-        return product if len(hidden) == count else product.float()
-    if total.dtype == logits.dtype:
-        return total.addmm_(logits.T, hidden)
-    return total.add_(torch.mm(logits.T, hidden))
-
-
-def _fresh(like: Tensor, *shape: int) -> Tensor:
-    """Memory that is written once, where faulting in small pages would take as long as the writing."""
-    memory = like.new_empty(shape)
-    if memory.device.type == "cpu":
-        torch.ops.fastkd.prefer_huge_pages_(memory)
-    return memory
 
 
 def _fake(hidden: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:

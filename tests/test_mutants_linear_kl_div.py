@@ -1,0 +1,43 @@
+"""Mutants of linear_kl_div, in the manner of ``test_mutants``: the tests must notice every one of them."""
+
+import pytest
+from test_mutants import run_mutant
+
+OP, HEADS, LOSS = "fastkd/ops/linear_kl_div.py", "fastkd/ops/_heads.py", "fastkd/losses/linear_kl_div.py"
+MUTANTS = {
+    "nothing": (OP, "TEACHER_ROWS = 128", "TEACHER_ROWS = 128"),
+    "the reference forgets the scale": ("fastkd/reference/linear_kl_div.py", "logits = logits * scale", "pass"),
+    "every part of a chunk meets the first of the teacher": (
+        OP,
+        "teacher.logits(part, ",
+        "teacher.logits(slice(begin, begin + part.stop - first), ",
+    ),
+    "labels are those of the first chunk": (OP, "options.labels[rows]", "options.labels[: len(student)]"),
+    "temperatures are not compacted": (
+        OP,
+        "row_temperature=counted(options.row_temperature)",
+        "row_temperature=options.row_temperature",
+    ),
+    "masked rows are multiplied out": (OP, "options.valid.nonzero()", "(options.valid | True).nonzero()"),
+    "the cap has no slope": (OP, "student * capped, capped, value=-1", "student * capped, capped, value=0"),
+    "only the last chunk moves the weight": (HEADS, "if total is None:", "if True:"),
+    "the weight's gradient forgets the rows' weights": (
+        HEADS,
+        "(self.head.hidden[rows] * row_weight)",
+        "self.head.hidden[rows]",
+    ),
+    "the hidden states' gradient forgets the scale": (HEADS, "row_weight = row_weight * head.scale", "pass"),
+    "a chunk's bias replaces the last": (HEADS, "part if self.bias is None else self.bias.add_(part)", "part"),
+    "float16 divides first": (HEADS, "if head.hidden.dtype == torch.float16 and", "if False and"),
+    "the scaled loss leaves gradients as they are": (OP, "(grad * grad_loss).to", "grad.to"),
+    "the memory budget is ignored": (OP, "budget = budget or _default_budget(weight)", "budget = 2**40"),
+    "the common vocabulary is the whole": (LOSS, "x if x is None or len(x) == count else x[:count]", "x"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_killed(name, tmp_path):
+    path, old, new = MUTANTS[name]
+    done = run_mutant(path, old, new, tmp_path / "fastkd", "tests/test_linear_kl_div.py", "-k", "not compiles")
+    assert done.returncode == int(name != "nothing"), f"{name}: wrong verdict\n{done.stdout[-2000:]}"
