@@ -9,6 +9,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "attention_kl_div": "fastkd.losses",
+    "AttentionKLDivLoss": "fastkd.losses",
     "kl_div": "fastkd.losses",
     "KLDivLoss": "fastkd.losses",
     "linear_kl_div": "fastkd.losses",

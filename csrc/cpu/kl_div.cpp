@@ -8,9 +8,9 @@
 #include <memory>
 #include <optional>
 #include <tuple>
-#include <vector>
 
 #include "cpu/huge_pages.h"
+#include "cpu/scratch.h"
 #include "cpu/tensor.h"
 #include "simd/dispatch.h"
 
@@ -29,15 +29,6 @@ constexpr int64_t kGrain = 1 << 14;  // logits per task: below that a thread cos
 
 Tensor dense_rows(const Tensor& logits) {
   return logits.stride(1) == 1 || logits.size(1) == 1 ? logits : torch::stable::contiguous(logits);
-}
-
-// Scratch memory of this thread, on a cache line; kept from call to call, since faulting it in anew costs more than
-// a small call.
-float* scratch(int64_t floats) {
-  constexpr int64_t kLine = 64 / sizeof(float);
-  thread_local std::vector<float> memory;
-  if ((int64_t)memory.size() < floats + kLine) memory.resize(floats + kLine);
-  return (float*)(((uintptr_t)memory.data() + 63) & ~(uintptr_t)63);
 }
 
 void run(const KlDivTask& task) {

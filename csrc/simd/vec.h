@@ -18,7 +18,7 @@ struct Half {
   uint16_t bits;
 };
 
-inline Vec splat(float x) { return Vec{} + x; }
+inline Vec splat(float x) { return x - Vec{}; }  // not Vec{} + x, which is an addition: it makes 0 of -0
 
 inline VecInt as_int(Vec x) { return (VecInt)x; }
 inline Vec as_float(VecInt x) { return (Vec)x; }
@@ -229,6 +229,18 @@ inline Vec fold_lanes(Vec v, F f) {
   for (int count = kLanes / 2; count > 0; count /= 2)
     v = f(FASTKD_SHUFFLE(v, v, FASTKD_LOW), FASTKD_SHUFFLE(v, v, FASTKD_HIGH));
   return v;
+}
+
+// Rows become lanes, in place: each round of perfect shuffles moves one bit of the lane's index into the row's.
+inline void transpose(Vec* v) {
+  for (int round = 1; round < kLanes; round *= 2) {
+    Vec shuffled[kLanes];
+    for (int i = 0; i < kLanes / 2; ++i) {
+      shuffled[2 * i] = FASTKD_SHUFFLE(v[i], v[i + kLanes / 2], FASTKD_LOW);
+      shuffled[2 * i + 1] = FASTKD_SHUFFLE(v[i], v[i + kLanes / 2], FASTKD_HIGH);
+    }
+    std::memcpy(v, shuffled, sizeof shuffled);
+  }
 }
 
 #undef FASTKD_LOW

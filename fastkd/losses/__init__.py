@@ -1,5 +1,6 @@
 """Distillation losses to import into any training loop."""
 
+from fastkd.losses.attention_kl_div import AttentionKLDivLoss, attention_kl_div
 from fastkd.losses.embedding_mixup import embedding_mixup
 from fastkd.losses.kl_div import KLDivLoss, KLDivStats, kl_div
 from fastkd.losses.linear_kl_div import LinearKLDivLoss, linear_kl_div
@@ -8,10 +9,12 @@ from fastkd.losses.mixup import mixup, mixup_cross_entropy
 from fastkd.losses.mse import mse
 
 __all__ = [
+    "AttentionKLDivLoss",
     "KLDivLoss",
     "KLDivStats",
     "LinearKLDivLoss",
     "LowRankMSELoss",
+    "attention_kl_div",
     "embedding_mixup",
     "kl_div",
     "linear_kl_div",

@@ -1,5 +1,6 @@
 """The ops: schema, fake, autograd and choice of backend of each in the file of its name."""
 
+from fastkd.ops.attention_kl_div import attention_kl_div
 from fastkd.ops.embedding_mixup import embedding_mixup
 from fastkd.ops.kl_div import kl_div
 from fastkd.ops.linear_kl_div import linear_kl_div
@@ -7,4 +8,4 @@ from fastkd.ops.low_rank_mse import low_rank_mse
 from fastkd.ops.mixup import mixup
 from fastkd.ops.mse import mse
 
-__all__ = ["embedding_mixup", "kl_div", "linear_kl_div", "low_rank_mse", "mixup", "mse"]
+__all__ = ["attention_kl_div", "embedding_mixup", "kl_div", "linear_kl_div", "low_rank_mse", "mixup", "mse"]
