@@ -25,7 +25,7 @@ def _backends() -> list[str]:
             name, reason = _extension.fused_backend(device)
             if device == "cuda" and not torch.cuda.is_available():
                 reason = f"{reason}; no CUDA device here"
-            lines.append(f"  {op:<15} {device:<5} {name or 'reference':<10} {reason}")
+            lines.append(f"  {op:<16} {device:<5} {name or 'reference':<10} {reason}")
     return lines
 
 

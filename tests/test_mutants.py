@@ -46,14 +46,15 @@ MUTANTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_killed(name, tmp_path):
-    path, old, new = MUTANTS[name]
-    chosen = "triton" if path.startswith("kernels") else "not triton"
-    done = run_mutant(path, old, new, tmp_path / "fastkd", "tests/test_kl_div.py", "-k", chosen)
-    assert done.returncode == int(name != "nothing"), f"{name}: wrong verdict\n{done.stdout[-2000:]}"
+    judge(name, MUTANTS[name], tmp_path / "fastkd", "tests/test_kl_div.py")
 
 
-def run_mutant(path, old, new, tree, *tests):
-    """The tests on a copy of this tree in which ``new`` stands for the one ``old`` of a file."""
+def judge(name, mutant, tree, *tests, chosen=None):
+    """The tests must fail on a copy of this tree in which the mutant's new text stands for the old; pass for "nothing".
+
+    Of the tests only the ``chosen`` run, by default those of the backend that the mutant is in.
+    """
+    path, old, new = mutant
     ignore = shutil.ignore_patterns(".venv", ".git", "build", "demo", "__pycache__", "results")
     shutil.copytree(ROOT, tree, symlinks=True, ignore=ignore)
     text = (tree / path).read_text()
@@ -61,5 +62,7 @@ def run_mutant(path, old, new, tree, *tests):
     (tree / path).write_text(text.replace(old, new))
     if path.startswith("csrc"):
         subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=tree, check=True)
-    command = [sys.executable, "-m", "pytest", "-x", *tests]
-    return subprocess.run(command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True)
+    chosen = chosen or ("triton" if path.startswith("kernels") else "not triton")
+    command = [sys.executable, "-m", "pytest", "-x", *tests, "-k", chosen]
+    done = subprocess.run(command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True)
+    assert done.returncode == int(name != "nothing"), f"{name}: wrong verdict\n{done.stdout[-2000:]}"
