@@ -12,7 +12,7 @@ from torch import Tensor
 from fastkd import reference
 from fastkd.ops import _extension
 from fastkd.ops._heads import Gradients, Head, fresh
-from fastkd.ops.kl_div import MEAN, NAMES, NONE, reduce
+from fastkd.ops.kl_div import MEAN, NAMES, NONE, denominator_of, reduce
 
 LEAST_BUDGET = 48 * 2**20
 TEACHER_ROWS = 128
@@ -58,7 +58,7 @@ def linear_kl_div(
     normalizer: float | Tensor | None,
 ) -> Tensor:
     """Checked arguments in, loss () or (N,) out."""
-    denominator = _denominator(student_hidden, options.valid, reduction, normalizer)
+    denominator = denominator_of(student_hidden, options.valid, reduction, normalizer)
     student = (student_hidden, student_weight, student_bias)
     if _extension.backend("linear_kl_div", student_hidden.device.type, student_hidden.dtype) == "reference":
         return reduce(_reference(student, options), reduction, denominator)
@@ -67,17 +67,6 @@ def linear_kl_div(
         return loss
     rows = torch.ops.fastkd.linear_kl_div(*student, *options, None, False, False, False)[0]
     return reduce(rows, reduction, denominator)
-
-
-def _denominator(
-    hidden: Tensor, valid: Tensor | None, reduction: int, normalizer: float | Tensor | None
-) -> Tensor | None:
-    if reduction != MEAN:
-        return None
-    if normalizer is None and valid is not None:
-        return valid.sum(dtype=torch.float32)
-    count = max(hidden.shape[0], 1) if normalizer is None else normalizer
-    return torch.as_tensor(count, dtype=torch.float32, device=hidden.device)
 
 
 def _reference(student: tuple[Tensor, Tensor, Tensor | None], options: Options) -> Tensor:
@@ -122,7 +111,7 @@ class _LinearKLDiv(torch.autograd.Function):
             ctx.options = options
             rows: Tensor = torch.ops.fastkd.linear_kl_div(hidden, weight, bias, *options, None, False, False, False)[0]
             return rows
-        scale = hidden.new_ones((), dtype=torch.float32)
+        scale = hidden.new_full((), 1 / max(len(hidden), 1) if reduction == MEAN else 1.0, dtype=torch.float32)
         if denominator is not None:
             scale = torch.where(denominator == 0, 0.0, 1 / denominator)
         rows, *grads = torch.ops.fastkd.linear_kl_div(hidden, weight, bias, *options, scale, *needed)
