@@ -3,26 +3,31 @@
 
 namespace {
 
-// The gradient in the student's logits, per * d(divergence), from what the tile has kept.
+// The gradient in the student's logits, per * d(divergence), from what the tile has kept. sink(r) makes put(i, g) of a
+// strip.
 template <Divergence D, class Tile, class F>
-void soft_gradient(Tile& tile, const Sums& all, const Mixture& m, Vec per, F put) {
+void soft_gradient(Tile& tile, const Sums& all, const Mixture& m, Vec per, F sink) {
   const Vec of_first = D == Divergence::jsd       ? per
                        : D == Divergence::reverse ? per * all.per_s * all.inverse_t
                                                   : per * all.per_s;
   const Vec of_second = D == Divergence::jsd ? m.to_student : D == Divergence::reverse ? all.cross : -per * all.per_t;
-  for (int r = 0; r < tile.strips(); ++r)
-    for (int64_t begin = 0; begin < tile.steps(); begin += Tile::kBlock) {
-      const int64_t end = begin + Tile::kBlock < tile.steps() ? begin + Tile::kBlock : tile.steps();
+  const int64_t steps = tile.steps();
+  for (int r = 0; r < tile.strips(); ++r) {
+    const auto put = sink(r);
+    const Pairs pairs = tile.pairs(r);
+    for (int64_t begin = 0; begin < steps; begin += Tile::kBlock) {
+      const int64_t end = begin + Tile::kBlock < steps ? begin + Tile::kBlock : steps;
       Vec u = Tile::spread(of_first, r), v = Tile::spread(of_second, r);
       if (!Tile::kOneBlock && D != Divergence::jsd) {
-        u *= all.power_s(load(tile.maxima(begin)));
-        if (D == Divergence::forward) v *= all.power_t(load(tile.maxima(begin) + kLanes));
+        u *= all.power_s(tile.maxima().first(begin / Tile::kBlock));
+        if (D == Divergence::forward) v *= all.power_t(tile.maxima().second(begin / Tile::kBlock));
       }
       for (int64_t i = begin; i < end; ++i) {
-        const Vec first = load(tile.first(r, i)), second = load(tile.second(r, i));
-        put(r, i, D == Divergence::forward ? fma(first, u, second * v) : first * u * (second - v));
+        const Vec first = pairs.first(i), second = pairs.second(i);
+        put(i, D == Divergence::forward ? fma(first, u, second * v) : first * u * (second - v));
       }
     }
+  }
 }
 
 // As above, with the hard labels' part and with rows that have no gradient.
@@ -30,23 +35,26 @@ template <Divergence D, class Tile>
 void gradient(Tile& tile, const Sums& all, const Mixture& m, const Extras& e, const Lanes& lanes, VecInt alive, Vec per,
               float hard) {
   if (hard == 0.0f && !any(~alive)) {
-    soft_gradient<D>(tile, all, m, per, [&](int r, int64_t i, Vec g) { tile.put(r, i, g); });
+    soft_gradient<D>(tile, all, m, per,
+                     [&](int r) { return [out = tile.output(r)](int64_t i, Vec g) { out.put(i, g); }; });
     return;
   }
   const Vec live = select(alive, splat(1.0f), Vec{});
-  if (hard == 0.0f) {
-    soft_gradient<D>(tile, all, m, per,
-                     [&](int r, int64_t i, Vec g) { tile.put(r, i, select(Tile::spread(live, r) > 0.0f, g, Vec{})); });
-    return;
-  }
-  soft_gradient<D>(tile, all, m, per, [&](int r, int64_t i, Vec g) { store(tile.first(r, i), g); });
+  const auto write = [&](int r) {
+    const VecInt keep = Tile::spread(live, r) > 0.0f;
+    return [keep, out = tile.output(r)](int64_t i, Vec g) { out.put(i, select(keep, g, Vec{})); };
+  };
+  if (hard == 0.0f) return soft_gradient<D>(tile, all, m, per, write);
+  soft_gradient<D>(tile, all, m, per,
+                   [&](int r) { return [pairs = tile.pairs(r)](int64_t i, Vec g) { pairs.keep_first(i, g); }; });
   for (int r = 0; r < tile.strips(); ++r) {
-    const Vec top = Tile::spread(e.top, r), of_1 = Tile::spread(hard * e.per_1, r);
-    const Vec label = Tile::spread(lanes.label, r), keep = Tile::spread(live, r);
+    const Vec top = Tile::spread(e.top, r), of_1 = Tile::spread(hard * e.per_1, r),
+              label = Tile::spread(lanes.label, r);
+    const auto put = write(r);
+    const Pairs pairs = tile.pairs(r);
     tile.each(r, 0, tile.steps(), [&](int64_t i, Vec x, Vec) {
-      Vec g = load(tile.first(r, i)) + exp2((x - top) * kLog2e) * of_1;
-      g -= select(tile.column(i) == label, splat(hard), Vec{});
-      tile.put(r, i, select(keep > 0.0f, g, Vec{}));
+      const Vec g = pairs.first(i) + exp2((x - top) * kLog2e) * of_1;
+      put(i, g - select(tile.column(i) == label, splat(hard), Vec{}));
     });
   }
 }

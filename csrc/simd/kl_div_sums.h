@@ -65,21 +65,28 @@ struct Sums {
 
 inline Vec zero_if_none(Vec maximum) { return select(maximum == -kInfinity, Vec{}, maximum); }
 
-// One value per strip and model.
+// One value per strip; of the strips that a group at the end lacks, 0.
 template <class Tile>
-struct Strips {
-  Vec s[Tile::kStrips]{}, t[Tile::kStrips]{};
+struct PerStrip {
+  Vec of[Tile::kStrips];
+  explicit PerStrip(const Tile& tile) {
+    for (int r = tile.strips(); r < Tile::kStrips; ++r) of[r] = Vec{};
+  }
+  Vec& operator[](int r) { return of[r]; }
+  operator const Vec*() const { return of; }
 };
 
 // Rows in which the model that the divergence is measured against excludes what the other allows.
 template <Divergence D, class Tile>
 VecInt excluded(const Tile& tile) {
-  Vec found[Tile::kStrips]{};
-  for (int r = 0; r < tile.strips(); ++r)
+  PerStrip<Tile> found(tile);
+  for (int r = 0; r < tile.strips(); ++r) {
+    found[r] = Vec{};
     tile.each(r, 0, tile.steps(), [&](int64_t, Vec x, Vec y) {
       const Vec without = D == Divergence::reverse ? y : x, with = D == Divergence::reverse ? x : y;
       found[r] = select((without == -kInfinity) & (with > -kInfinity), splat(1.0f), found[r]);
     });
+  }
   return Tile::fold_max(found) > 0.0f;
 }
 
@@ -90,95 +97,105 @@ struct Sweep {
   Tile& tile;
   const bool keep;
   Sums all{};
-  Strips<Tile> top, sum;
-  Vec low[Tile::kStrips]{}, beside[Tile::kStrips]{}, cross[Tile::kStrips]{};
+  PerStrip<Tile> top_s, top_t, low, beside, sum_s, sum_t, cross;
 
-  Sweep(Tile& tile, const Lanes& lanes, bool keep) : tile(tile), keep(keep) {
+  Sweep(Tile& tile, const Lanes& lanes, bool keep)
+      : tile(tile),
+        keep(keep),
+        top_s(tile),
+        top_t(tile),
+        low(tile),
+        beside(tile),
+        sum_s(tile),
+        sum_t(tile),
+        cross(tile) {
     all.inverse_t = lanes.inverse_t;
     all.scale = lanes.inverse_t * kLog2e;
   }
 
   void find_maxima(int64_t begin, int64_t end) {
     for (int r = 0; r < tile.strips(); ++r) {
-      Vec top_s = splat(-kInfinity), top_t = top_s, least = splat(kInfinity), next = beside[r];
-      if (begin > 0) top_s = top.s[r], top_t = top.t[r], least = low[r];
+      Vec most_s = splat(-kInfinity), most_t = most_s, least = splat(kInfinity), next{};
+      if (begin > 0) most_s = top_s[r], most_t = top_t[r], least = low[r], next = beside[r];
+      const Pairs pairs = tile.pairs(r);
       tile.each(r, begin, end, [&](int64_t i, Vec x, Vec y) {
-        if (kReverse && begin == 0) next = select(x > top_s, y, next);
-        top_s = max(x, top_s);
-        top_t = max(y, top_t);
+        if (kReverse && begin == 0) next = select(x > most_s, y, next);
+        most_s = max(x, most_s);
+        most_t = max(y, most_t);
         least = min(tile.present(i, kReverse ? y : x), least);
-        tile.convert(r, i, x, y);
+        Tile::convert(pairs, i, x, y);
       });
-      top.s[r] = top_s, top.t[r] = top_t, low[r] = least, beside[r] = next;
+      top_s[r] = most_s, top_t[r] = most_t, low[r] = least, beside[r] = next;
     }
   }
 
-  void choose_origins() {
-    all.origin_s = zero_if_none(Tile::fold_max(top.s));
-    all.origin_t = zero_if_none(Tile::fold_max(top.t));
+  void choose_origins(Vec max_s, Vec max_t) {
+    all.origin_s = zero_if_none(max_s);
+    all.origin_t = zero_if_none(max_t);
     if (!kReverse) return;
     // What the student is surest of weighs most in the reverse divergence: there a_t - a_s should be small.
     for (int r = 0; r < tile.strips(); ++r)
-      beside[r] = select(top.s[r] == Tile::spread(all.origin_s, r), beside[r], splat(-kInfinity));
+      beside[r] = select(top_s[r] == Tile::spread(all.origin_s, r), beside[r], splat(-kInfinity));
     all.origin_t = zero_if_none(Tile::fold_max(beside));
   }
 
-  void raise_maxima(Vec max_s, Vec max_t) {
+  void raise_maxima(Vec max_s, Vec max_t, bool first) {
     const Sums before = all;
     all.max_s = zero_if_none(max_s);
     all.max_t = zero_if_none(max_t);
-    if (Tile::kOneBlock) return;
+    if (first) return;
     const Vec decay_s = all.power_s(before.max_s), decay_t = all.power_t(before.max_t);
-    sum.s[0] *= decay_s;
-    sum.t[0] *= decay_t;
+    sum_s[0] *= decay_s;
+    sum_t[0] *= decay_t;
     cross[0] *= kReverse ? decay_s : decay_t;
   }
 
   void add_up(int64_t begin, int64_t end) {
     for (int r = 0; r < tile.strips(); ++r) {
       const Sums s = all.template on<Tile>(r);
-      Vec sum_s{}, sum_t{}, sum_cross{};
+      const Pairs pairs = tile.pairs(r);
+      const auto next = tile.next(r);
+      Vec student{}, teacher{}, both{};
       tile.again(r, begin, end, [&](int64_t i, Vec x, Vec y) {
-        tile.prefetch(r, i);
+        next.prefetch(i);
         const Vec a = s.a_s(x), b = s.a_t(y);  // of a single block the references are the maxima
         const Vec e_s = Tile::kOneBlock ? exp2(a * s.scale) : s.power_s(x);
         const Vec e_t = Tile::kOneBlock && !kReverse ? exp2(b * s.scale) : s.power_t(y);
-        sum_s += e_s;
-        sum_t += e_t;
-        if (D == Divergence::forward) sum_cross = fma(e_t, b - a, sum_cross);
-        if (kReverse) sum_cross = fma(e_s, a - b, sum_cross);
-        if (D == Divergence::jsd || !keep) return;
-        store(tile.first(r, i), e_s);
-        store(tile.second(r, i), kReverse ? a - b : e_t);
+        student += e_s;
+        teacher += e_t;
+        if (D == Divergence::forward) both = fma(e_t, b - a, both);
+        if (kReverse) both = fma(e_s, a - b, both);
+        if (D != Divergence::jsd && keep) pairs.keep(i, e_s, kReverse ? a - b : e_t);
       });
-      sum.s[r] += sum_s;
-      sum.t[r] += sum_t;
-      cross[r] += sum_cross;
+      if (begin > 0) student += sum_s[r], teacher += sum_t[r], both += cross[r];
+      sum_s[r] = student, sum_t[r] = teacher, cross[r] = both;
     }
   }
 
   Sums run() {
     const int64_t steps = tile.steps();
+    Vec max_s{}, max_t{};
     for (int64_t begin = 0; begin < steps; begin += Tile::kBlock) {
       const int64_t end = begin + Tile::kBlock < steps ? begin + Tile::kBlock : steps;
       find_maxima(begin, end);
-      if (begin == 0) choose_origins();
-      raise_maxima(Tile::running_max(top.s), Tile::running_max(top.t));
-      if (!Tile::kOneBlock && keep) {
-        store(tile.maxima(begin), all.max_s);
-        store(tile.maxima(begin) + kLanes, all.max_t);
-      }
+      max_s = Tile::running_max(top_s), max_t = Tile::running_max(top_t);
+      if (begin == 0) choose_origins(Tile::fold_max(top_s), Tile::fold_max(top_t));
+      raise_maxima(max_s, max_t, begin == 0);
+      if (!Tile::kOneBlock && keep) tile.maxima().keep(begin / Tile::kBlock, all.max_s, all.max_t);
       add_up(begin, end);
     }
-    raise_maxima(Tile::fold_max(top.s), Tile::fold_max(top.t));
-    const Vec sum_s = Tile::fold_sum(sum.s), sum_t = Tile::fold_sum(sum.t);
-    all.per_s = 1.0f / sum_s;
-    all.per_t = 1.0f / sum_t;
+    if (!Tile::kOneBlock) {
+      max_s = Tile::fold_max(top_s), max_t = Tile::fold_max(top_t);
+      raise_maxima(max_s, max_t, false);
+    }
+    const Vec student = Tile::fold_sum(sum_s), teacher = Tile::fold_sum(sum_t);
+    all.per_s = 1.0f / student;
+    all.per_t = 1.0f / teacher;
     all.cross = Tile::fold_sum(cross) * (kReverse ? all.per_s : all.per_t);
-    all.gap = fma((all.max_s - all.origin_s) - (all.max_t - all.origin_t), all.inverse_t, log(sum_s * all.per_t));
-    const VecInt numbers = (sum_s == sum_s) & (sum_t == sum_t);  // maxima pass over a NaN, sums do not
-    all.empty_s = (Tile::fold_max(top.s) == -kInfinity) & numbers;
-    all.empty_t = (Tile::fold_max(top.t) == -kInfinity) & numbers;
+    all.gap = fma((all.max_s - all.origin_s) - (all.max_t - all.origin_t), all.inverse_t, log(student * all.per_t));
+    const VecInt numbers = (student == student) & (teacher == teacher);  // maxima pass over a NaN, sums do not
+    all.empty_s = (max_s == -kInfinity) & numbers;
+    all.empty_t = (max_t == -kInfinity) & numbers;
     all.infinite = all.empty_s ^ all.empty_t;
     if (D != Divergence::jsd && any(Tile::fold_min(low) == -kInfinity)) all.infinite |= excluded<D>(tile);
     return all;
@@ -202,9 +219,11 @@ struct Mixture {
 
 template <class Tile>
 Mixture mix(Tile& tile, const Sums& all, Vec beta, bool keep) {
-  Strips<Tile> loss;  // s: of the student's half alone
+  PerStrip<Tile> loss(tile), students(tile);  // the second: of the student's half alone
   for (int r = 0; r < tile.strips(); ++r) {
     const Sums s = all.template on<Tile>(r);
+    const Pairs pairs = tile.pairs(r);
+    loss[r] = students[r] = Vec{};
     for (int64_t begin = 0; begin < tile.steps(); begin += Tile::kBlock) {
       Vec whole{}, half{};
       tile.again(r, begin, begin + Tile::kBlock < tile.steps() ? begin + Tile::kBlock : tile.steps(),
@@ -213,15 +232,13 @@ Mixture mix(Tile& tile, const Sums& all, Vec beta, bool keep) {
                    const Vec student = p.p_s * p.to_s;
                    whole = fma(beta, p.p_t * p.to_t, fma(1.0f - beta, student, whole));
                    half += student;
-                   if (!keep) return;
-                   store(tile.first(r, i), p.p_s);
-                   store(tile.second(r, i), p.to_s);
+                   if (keep) pairs.keep(i, p.p_s, p.to_s);
                  });
-      loss.t[r] += whole;
-      loss.s[r] += half;
+      loss[r] += whole;
+      students[r] += half;
     }
   }
-  return {Tile::fold_sum(loss.t), Tile::fold_sum(loss.s)};
+  return {Tile::fold_sum(loss), Tile::fold_sum(students)};
 }
 
 // What the hard labels and the statistics need besides: softmax at T = 1, entropies and the most likely columns.
@@ -235,8 +252,7 @@ Extras look(const Tile& tile, const Sums& all) {
   Extras e{};
   const int64_t steps = tile.steps();
   e.top = all.max_s;
-  Strips<Tile> first, surprise;
-  Vec sum_1[Tile::kStrips]{};
+  PerStrip<Tile> top_s(tile), top_t(tile), spread_s(tile), spread_t(tile), sum_1(tile);
   for (int r = 0; r < tile.strips(); ++r) {
     const Sums s = all.template on<Tile>(r);
     Vec first_s = splat(0x1p30f), first_t = first_s, sum{}, surprise_s{}, surprise_t{};
@@ -248,17 +264,17 @@ Extras look(const Tile& tile, const Sums& all) {
       surprise_s = fma(s.power_s(x), max(splat(kLowest), x - s.max_s), surprise_s);
       surprise_t = fma(s.power_t(y), max(splat(kLowest), y - s.max_t), surprise_t);
     });
-    first.s[r] = first_s, first.t[r] = first_t;
-    surprise.s[r] = surprise_s, surprise.t[r] = surprise_t;
+    top_s[r] = first_s, top_t[r] = first_t;
+    spread_s[r] = surprise_s, spread_t[r] = surprise_t;
     sum_1[r] = sum;
   }
-  const VecInt same = Tile::fold_min(first.s) == Tile::fold_min(first.t);
+  const VecInt same = Tile::fold_min(top_s) == Tile::fold_min(top_t);
   e.agreement = select(same, splat(1.0f), Vec{});
   const Vec sum = Tile::fold_sum(sum_1);
   e.per_1 = 1.0f / sum;
   e.log_1 = log(sum);
-  e.entropy_s = -log(all.per_s) - Tile::fold_sum(surprise.s) * all.per_s * all.inverse_t;
-  e.entropy_t = -log(all.per_t) - Tile::fold_sum(surprise.t) * all.per_t * all.inverse_t;
+  e.entropy_s = -log(all.per_s) - Tile::fold_sum(spread_s) * all.per_s * all.inverse_t;
+  e.entropy_t = -log(all.per_t) - Tile::fold_sum(spread_t) * all.per_t * all.inverse_t;
   return e;
 }
 

@@ -10,6 +10,18 @@
 // worked through in several blocks, it keeps the maxima of each, to which those numbers refer.
 namespace {
 
+// Two vectors per step of a strip.
+struct Pairs {
+  float* memory;
+  Vec first(int64_t i) const { return load(memory + 2 * i * kLanes); }
+  Vec second(int64_t i) const { return load(memory + (2 * i + 1) * kLanes); }
+  void keep_first(int64_t i, Vec a) const { store(memory + 2 * i * kLanes, a); }
+  void keep(int64_t i, Vec a, Vec b) const {
+    keep_first(i, a);
+    store(memory + (2 * i + 1) * kLanes, b);
+  }
+};
+
 // N rows, one after the other: a long one by itself, or kLanes whose statistics are folded together.
 template <class T, int N>
 struct Rows {
@@ -52,35 +64,43 @@ struct Rows {
   template <class F>
   void again(int r, int64_t begin, int64_t end, F f) const {
     if (std::is_same<T, float>::value) return each(r, begin, end, f);
-    for (int64_t i = begin; i < end; ++i) f(i, load(first(r, i)), load(second(r, i)));
+    const Pairs converted = pairs(r);
+    for (int64_t i = begin; i < end; ++i) f(i, converted.first(i), converted.second(i));
   }
-  void convert(int r, int64_t i, Vec x, Vec y) const {
-    if (std::is_same<T, float>::value) return;
-    store(first(r, i), x);
-    store(second(r, i), y);
+  static void convert(Pairs pairs, int64_t i, Vec x, Vec y) {
+    if (!std::is_same<T, float>::value) pairs.keep(i, x, y);
   }
 
   // x with the padding of the last partial step replaced by 0.
   Vec present(int64_t i, Vec x) const { return i < full ? x : select(column(i) < splat((float)columns), x, Vec{}); }
 
-  // What comes next: the next block of a long row, or of the next group the counterpart of this row.
-  void prefetch(int r, int64_t i) const {
-    const int64_t row = N == 1 ? 0 : r + N, step = N == 1 ? i + kBlock : i;
-    __builtin_prefetch(student + row * student_stride + step * kLanes);
-    __builtin_prefetch(teacher + row * teacher_stride + step * kLanes);
+  // What comes after a step: the next block of a long row, or of the next group the counterpart of this row.
+  struct Next {
+    const T *student, *teacher;
+    void prefetch(int64_t i) const {
+      __builtin_prefetch(student + i * kLanes);
+      __builtin_prefetch(teacher + i * kLanes);
+    }
+  };
+  Next next(int r) const {
+    if (N == 1) return {student + kBlock * kLanes, teacher + kBlock * kLanes};
+    return {student + (r + N) * student_stride, teacher + (r + N) * teacher_stride};
   }
 
-  float* first(int r, int64_t i) const { return kept + 2 * (r * steps() + i) * kLanes; }
-  float* second(int r, int64_t i) const { return first(r, i) + kLanes; }
-  float* maxima(int64_t begin) const { return kept_maxima + begin / kBlock * 2 * kLanes; }
+  Pairs pairs(int r) const { return {kept + 2 * r * padded(columns)}; }
+  Pairs maxima() const { return {kept_maxima}; }
 
-  void put(int r, int64_t i, Vec g) const {
-    T* to = grad + r * columns + i * kLanes;
-    if (i < full)
-      store(to, g);
-    else
-      store_tail(to, g, tail);
-  }
+  struct Output {
+    T* grad;
+    int64_t full, tail;
+    void put(int64_t i, Vec g) const {
+      if (i < full)
+        store(grad + i * kLanes, g);
+      else
+        store_tail(grad + i * kLanes, g, tail);
+    }
+  };
+  Output output(int r) const { return {grad + r * columns, full, tail}; }
 
   void finish(const KlDivTask&) const {}
 
@@ -109,7 +129,7 @@ struct ShortRows {
   static constexpr int kRows = kLanes, kStrips = 1;
   static constexpr int64_t kBlock = kShortColumns;
   static constexpr bool kOneBlock = true;
-  Vec student[kShortColumns], teacher[kShortColumns], kept[2][kShortColumns];
+  Vec student[kShortColumns], teacher[kShortColumns], kept[2 * kShortColumns];
   int64_t columns, first_row, rows;
 
   ShortRows(const KlDivTask& task, int64_t row, float*)
@@ -132,23 +152,29 @@ struct ShortRows {
   void again(int r, int64_t begin, int64_t end, F f) const {
     each(r, begin, end, f);
   }
-  void convert(int, int64_t, Vec, Vec) const {}
+  static void convert(Pairs, int64_t, Vec, Vec) {}
 
   Vec present(int64_t, Vec x) const { return x; }
 
-  void prefetch(int, int64_t) const {}
+  struct Next {
+    void prefetch(int64_t) const {}
+  };
+  Next next(int) const { return {}; }
 
-  float* first(int, int64_t i) { return (float*)(kept[0] + i); }
-  float* second(int, int64_t i) { return (float*)(kept[1] + i); }
-  float* maxima(int64_t) { return (float*)kept; }
+  Pairs pairs(int) { return {(float*)kept}; }
+  Pairs maxima() { return {}; }
 
-  void put(int, int64_t i, Vec g) { kept[0][i] = g; }
+  struct Output {
+    Vec* grad;
+    void put(int64_t i, Vec g) const { grad[2 * i] = g; }
+  };
+  Output output(int) { return {kept}; }
 
   void finish(const KlDivTask& task) const {
     T* grad = (T*)task.grad + first_row * columns;
     for (int64_t i = 0; i < columns; ++i) {
       T lanes[kLanes];
-      store(lanes, kept[0][i]);
+      store(lanes, kept[2 * i]);
       for (int k = 0; k < rows; ++k) grad[k * columns + i] = lanes[k];
     }
   }
