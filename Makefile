@@ -10,7 +10,7 @@ CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu tests/*/*
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch setuptools wheel ninja
+	$(PIP) torch setuptools wheel ninja pybind11
 	FASTKD_BUILD=none $(PIP) --no-build-isolation --editable ".[dev]"
 	touch $@
 

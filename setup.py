@@ -6,7 +6,7 @@ import sys
 import sysconfig
 from glob import glob
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 BUILDS = ("auto", "none", "cpu", "cuda")
 TORCH_TARGET = "0x020a000000000000"  # LibTorch stable ABI of 2.10: the oldest torch the wheel runs on
@@ -29,6 +29,17 @@ def extension(kind, name: str, sources: list[str], compile_args):
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
         extra_compile_args=compile_args,
         py_limited_api=not free_threaded,
+    )
+
+
+def runtime_extension(flags: list[str]):
+    """Knows nothing of torch; its module is bound to one Python version, as everything that pybind11 makes."""
+    import pybind11
+
+    include = [os.path.abspath("csrc"), pybind11.get_include()]
+    arguments = [*flags, "-std=c++20", "-pthread"]
+    return Extension(
+        "fastkd._runtime", sorted(glob("csrc/runtime/*.cpp")), include_dirs=include, extra_compile_args=arguments
     )
 
 
@@ -57,6 +68,7 @@ def compiled_parts(build: str):
     flags = ["-O3", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-ffp-contract=off"]
     cpu_sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp") + glob("csrc/simd/*.cpp")
     modules = [extension(cpp_extension.CppExtension, "fastkd._C", cpu_sources, {"cxx": flags})]
+    modules.append(runtime_extension(flags))
     cuda_sources = glob("csrc/cuda/*.cu")
     problem = cuda_problem(cpp_extension, cuda_sources) if build in ("auto", "cuda") else "not requested"
     if problem is None:
@@ -74,5 +86,4 @@ def compiled_parts(build: str):
 
 
 ext_modules, cmdclass = compiled_parts(requested_build())
-options = {"bdist_wheel": {"py_limited_api": "cp310"}} if ext_modules and ext_modules[0].py_limited_api else {}
-setup(ext_modules=ext_modules, cmdclass=cmdclass, options=options)
+setup(ext_modules=ext_modules, cmdclass=cmdclass)

@@ -29,6 +29,14 @@ def _backends() -> list[str]:
     return lines
 
 
+def _runtime() -> str:
+    try:
+        from fastkd import _runtime
+    except ImportError as error:
+        return f"not built ({error})"
+    return f"fastkd._runtime, {_runtime.cpu()}"
+
+
 def main() -> None:
     import torch
 
@@ -38,6 +46,7 @@ def main() -> None:
     print(f"CPU       {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     print(f"GPU       {gpu}")
+    print(f"runtime   {_runtime()}")
     print("float32, bfloat16 and float16 take these backends; float64 takes the reference:")
     print("\n".join(_backends()))
 

@@ -1,0 +1,126 @@
+#include "runtime/workers.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <thread>
+#include <vector>
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+
+namespace fastkd::runtime {
+namespace {
+
+int process() {
+#if defined(__unix__) || defined(__APPLE__)
+  return (int)getpid();
+#else
+  return 1;
+#endif
+}
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+constexpr int kSpins = 2000;  // some 50 microseconds: the layers of one answer follow each other closely
+
+}  // namespace
+
+class Team {
+ public:
+  explicit Team(int threads) {
+    for (int i = 1; i < threads; ++i) threads_.emplace_back([this] { serve(); });
+  }
+
+  ~Team() {
+    {
+      std::lock_guard lock(mutex_);
+      stop_ = true;
+      ++round_;
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  void run(int64_t count, const std::function<void(int64_t)>& f) {
+    {
+      std::lock_guard lock(mutex_);
+      job_ = &f;
+      count_ = count;
+      next_ = 0;
+      error_ = nullptr;
+      running_ = (int)threads_.size();
+      ++round_;
+    }
+    wake_.notify_all();
+    work();
+    for (int spin = 0; spin < kSpins && running_.load(std::memory_order_acquire) > 0; ++spin) pause();
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [&] { return running_.load() == 0; });
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  void work() {
+    for (int64_t i; (i = next_.fetch_add(1)) < count_;) {
+      try {
+        (*job_)(i);
+      } catch (...) {
+        std::lock_guard lock(mutex_);
+        if (!error_) error_ = std::current_exception();
+      }
+    }
+  }
+
+  void serve() {
+    for (uint64_t seen = 0;;) {
+      for (int spin = 0; spin < kSpins && round_.load(std::memory_order_acquire) == seen; ++spin) pause();
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return round_.load() != seen; });
+        seen = round_.load();
+        if (stop_) return;
+      }
+      work();
+      std::lock_guard lock(mutex_);
+      if (running_.fetch_sub(1) == 1) done_.notify_one();
+    }
+  }
+
+  std::vector<std::thread> threads_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  const std::function<void(int64_t)>* job_ = nullptr;
+  int64_t count_ = 0;
+  std::atomic<uint64_t> round_{0};
+  std::atomic<int64_t> next_{0};
+  std::atomic<int> running_{0};
+  std::exception_ptr error_;
+  bool stop_ = false;
+};
+
+Workers::Workers(int threads) : threads_(threads) {}
+
+Workers::~Workers() {
+  if (owner_ != process()) (void)team_.release();  // its threads live in the parent: nothing here may wait for them
+}
+
+void Workers::run(int64_t count, const std::function<void(int64_t)>& f) {
+  std::unique_lock busy(busy_, std::try_to_lock);
+  if (threads_ <= 1 || count <= 1 || !busy) {
+    for (int64_t i = 0; i < count; ++i) f(i);
+    return;
+  }
+  if (owner_ != process()) {
+    (void)team_.release();
+    team_ = std::make_unique<Team>(threads_);
+    owner_ = process();
+  }
+  team_->run(count, f);
+}
+
+}  // namespace fastkd::runtime

@@ -1,0 +1,200 @@
+// Products of packed weights with rows of activations, compiled once per target; see runtime/panels.h for the layout.
+//
+// A tile holds the sums of R rows and B panels in registers and adds up input by input, in one order whatever R and B:
+// a row's result does not depend on the rows beside it.
+namespace {
+
+using runtime::kGroup;
+using runtime::kGroups;
+using runtime::kPanel;
+using runtime::Panels;
+using runtime::Precision;
+
+constexpr int kParts = kGroup / kLanes;  // vectors per group
+// R x 4 sums, 4 weights and an input must fit the registers: 32 of them, or the 16 of AVX2.
+#if FASTKD_LANES == 8
+constexpr int kTileRows = 2;
+#else
+constexpr int kTileRows = 6;
+#endif
+
+inline VecInt load_int(const void* p) {
+  VecInt v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// sum += products of the 4 unsigned bytes of x with the 4 signed bytes of w, per lane, exactly.
+template <bool kVnni>
+inline void add_products(VecInt& sum, VecInt x, VecInt w) {
+#if defined(FASTKD_AVX512)
+  if constexpr (kVnni) {
+    // Not the intrinsic: GCC 12 then moves the sums through memory.
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
+    return;
+  }
+  const __m512i odd_x = _mm512_srli_epi16((__m512i)x, 8), even_x = _mm512_and_si512((__m512i)x, _mm512_set1_epi16(255));
+  const __m512i odd_w = _mm512_srai_epi16((__m512i)w, 8),
+                even_w = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8);
+  sum += (VecInt)_mm512_madd_epi16(odd_x, odd_w) + (VecInt)_mm512_madd_epi16(even_x, even_w);
+#elif defined(FASTKD_AVX2)
+  const __m256i odd_x = _mm256_srli_epi16((__m256i)x, 8), even_x = _mm256_and_si256((__m256i)x, _mm256_set1_epi16(255));
+  const __m256i odd_w = _mm256_srai_epi16((__m256i)w, 8),
+                even_w = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8);
+  sum += (VecInt)_mm256_madd_epi16(odd_x, odd_w) + (VecInt)_mm256_madd_epi16(even_x, even_w);
+#else
+  for (int byte = 0; byte < 4; ++byte) sum += ((x >> (8 * byte)) & 255) * ((w << (24 - 8 * byte)) >> 24);
+#endif
+}
+
+template <Precision P, bool kVnni, int R, int B>
+struct Tile {
+  static constexpr bool kInteger = P == Precision::int8;
+  using Sum = std::conditional_t<kInteger, VecInt, Vec>;
+  using Input = std::conditional_t<kInteger, uint8_t, float>;
+  Sum sum[B][R][kGroups];
+
+  // Adds the products of panels `panel`... of w; x has R rows, stride inputs apart.
+  inline __attribute__((always_inline)) void add(const Panels& w, int64_t panel, int part, const Input* x,
+                                                 int64_t stride) {
+    const int64_t depth = w.depth(), bytes = w.panel_bytes();
+    const char* at = w.weights.as() + panel * bytes + part * kLanes * 4;
+    constexpr int64_t kStep = (P == Precision::bfloat16 ? 2 : 4) * kPanel;  // bytes per step
+    for (int64_t k = 0; k < depth; ++k, at += kStep) {
+#pragma GCC unroll 2
+      for (int b = 0; b < B; ++b) {
+        Sum weights[kGroups];
+        read(at + b * bytes, weights);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const Sum input = broadcast(x + r * stride, k);
+#pragma GCC unroll 4
+          for (int g = 0; g < kGroups; ++g) {
+            if constexpr (kInteger)
+              add_products<kVnni>(sum[b][r][g], input, weights[g]);
+            else
+              sum[b][r][g] = fma(input, weights[g], sum[b][r][g]);
+          }
+        }
+      }
+    }
+  }
+
+  static inline void read(const char* at, Sum (&weights)[kGroups]) {
+    if constexpr (P == Precision::bfloat16) {
+      for (int pair = 0; pair < 2; ++pair) {
+        const VecInt both = load_int(at + pair * kGroup * 4);
+        weights[2 * pair] = as_float(both << 16);
+        weights[2 * pair + 1] = as_float(both);  // with the other's bits below: the packing knows
+      }
+    } else {
+      for (int g = 0; g < kGroups; ++g) std::memcpy(&weights[g], at + g * kGroup * 4, sizeof(Sum));
+    }
+  }
+
+  static inline Sum broadcast(const Input* x, int64_t k) {
+    if constexpr (kInteger) {
+      int32_t four;
+      std::memcpy(&four, x + 4 * k, 4);
+      return VecInt{} + four;
+    } else {
+      return splat(x[k]);
+    }
+  }
+};
+
+inline Vec to_vec(VecInt x) { return __builtin_convertvector(x, Vec); }
+
+// Rows per tile when so many are left: never a lone row after full tiles.
+inline int64_t tile_rows(int64_t left) {
+  return left <= kTileRows ? left : left < 2 * kTileRows ? (left + 1) / 2 : kTileRows;
+}
+
+// f(integral constant R) for a run-time count of 1 to kTileRows.
+template <class F, int R = kTileRows>
+inline void with_rows(int64_t rows, F f) {
+  if (rows == R) return f(std::integral_constant<int, R>{});
+  if constexpr (R > 1) with_rows<F, R - 1>(rows, f);
+}
+
+// A single row takes two panels at once: four sums alone would wait for one another.
+inline int64_t panels_at_once(int64_t rows, int64_t left) { return rows == 1 && left >= 2 ? 2 : 1; }
+
+// Rows of a layer's input: int8 has one scale per row, and 128 for zero.
+struct Rows {
+  const void* data;
+  int64_t count, stride;
+  const float* scale;
+};
+
+// y = W x + b for every row: put(row, panel, part, y of the four groups).
+template <Precision P, bool kVnni, class F>
+void multiply(const Panels& w, const Rows& x, F put) {
+  for (int64_t panel = 0, at_once; panel < w.panels; panel += at_once) {
+    at_once = panels_at_once(x.count, w.panels - panel);
+    for (int64_t row = 0, n; row < x.count; row += n) {
+      n = tile_rows(x.count - row);
+      const auto run = [&](auto rows, auto panels) {
+        constexpr int R = rows, B = panels;
+        for (int part = 0; part < kParts; ++part) {
+          using T = Tile<P, kVnni, R, B>;
+          T tile{};
+          tile.add(w, panel, part, (const typename T::Input*)x.data + row * x.stride, x.stride);
+#pragma GCC unroll 2
+          for (int b = 0; b < B; ++b)
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+              Vec y[kGroups];
+#pragma GCC unroll 4
+              for (int g = 0; g < kGroups; ++g) {
+                const int64_t column = (panel + b) * kPanel + g * kGroup + part * kLanes;
+                const Vec bias = load(w.bias.data() + column);
+                if constexpr (P == Precision::int8) {
+                  const Vec scale = load(w.scale.data() + column) * x.scale[row + r];
+                  y[g] = fma(to_vec(tile.sum[b][r][g]) - 128.0f * load(w.sum.data() + column), scale, bias);
+                } else {
+                  y[g] = tile.sum[b][r][g] + bias;
+                }
+              }
+              put(row + r, panel + b, part, y);
+            }
+        }
+      };
+      if (at_once == 2)
+        run(std::integral_constant<int, 1>{}, std::integral_constant<int, 2>{});
+      else
+        with_rows(n, [&](auto rows) { run(rows, std::integral_constant<int, 1>{}); });
+    }
+  }
+}
+
+// The low byte of the first n lanes.
+inline void store_bytes(uint8_t* to, VecInt bits, int64_t n) {
+#if defined(FASTKD_AVX512)
+  _mm512_mask_cvtepi32_storeu_epi8(to, n >= kLanes ? 0xffff : (1u << n) - 1, (__m512i)bits);
+#else
+  for (int64_t j = 0; j < kLanes && j < n; ++j) to[j] = (uint8_t)bits[j];
+#endif
+}
+
+// round(127 x) + 128 with x in [-1, 1], in the low byte: 1.5 * 2^23 leaves the rounded value in a sum's last bits.
+inline VecInt to_byte(Vec x) { return as_int(fma(x, splat(127.0f), splat(12582912.0f + 128))); }
+
+// to = round(x / scale) + 128 with scale = max |x| / 127, and 128 up to the next multiple of 4. Returns scale.
+inline float quantize(const float* x, int64_t n, uint8_t* to) {
+  const int64_t whole = n / kLanes * kLanes, bytes = (n + 3) / 4 * 4;
+  float rest[kLanes] = {};
+  std::memcpy(rest, x + whole, (n - whole) * sizeof(float));
+  const auto size = [](Vec v) { return max(v, -v); };
+  Vec most = size(load(rest));
+  for (int64_t k = 0; k < whole; k += kLanes) most = max(size(load(x + k)), most);
+  const float largest = fold_lanes(most, [](Vec a, Vec b) { return max(a, b); })[0];
+  const Vec inverse = splat(largest > 0 ? 1 / largest : 1.0f);
+  for (int64_t k = 0; k < bytes; k += kLanes) {
+    const Vec v = k < whole ? load(x + k) : load(rest);
+    store_bytes(to + k, to_byte(v * inverse), bytes - k);
+  }
+  return largest > 0 ? largest / 127 : 1;
+}
+
+}  // namespace
