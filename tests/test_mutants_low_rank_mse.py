@@ -1,7 +1,6 @@
 """Mutants of low_rank_mse and mse, in the manner of ``test_mutants``: the tests must notice every one of them."""
 
 import pytest
-from test_mutants import judge
 
 ERROR, CPU = "csrc/simd/squared_error.h", "csrc/cpu/low_rank_mse.cpp"
 TRITON, TRITON_ERROR = "kernels/low_rank_mse.py", "kernels/mse.py"
@@ -53,5 +52,5 @@ MUTANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mutant_is_killed(name, tmp_path):
-    judge(name, MUTANTS[name], tmp_path / "fastkd", "tests/test_low_rank_mse.py", "tests/test_mse.py")
+def test_mutant_is_killed(name, judge):
+    judge(name, MUTANTS[name], "tests/test_low_rank_mse.py", "tests/test_mse.py")

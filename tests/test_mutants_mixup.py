@@ -1,7 +1,6 @@
 """Mutants of mixup and embedding_mixup: each is one plausible mistake, and the tests must notice every one of them."""
 
 import pytest
-from test_mutants import judge
 
 PAIRING = "csrc/cpu/pairing.h"
 EMBEDDING = "csrc/cpu/embedding_mixup.cpp"
@@ -82,7 +81,7 @@ QUICK = "not compiles and not offsets and not instruction and not threads"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mutant_is_killed(name, tmp_path):
+def test_mutant_is_killed(name, judge):
     path = MUTANTS[name][0]
     chosen = f"({'triton or range' if path.startswith('kernels') else 'not triton'}) and {QUICK}"
-    judge(name, MUTANTS[name], tmp_path / "fastkd", *TESTS, chosen=chosen)
+    judge(name, MUTANTS[name], *TESTS, chosen=chosen)

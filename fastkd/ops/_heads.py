@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+FEW = 3
+"""Chunks whose sum may be rounded to half precision each time: more exact than their rounded products in float32."""
+
 
 class Head(NamedTuple):
     """One model's map from hidden states to logits."""
@@ -27,10 +30,13 @@ class Head(NamedTuple):
 
 
 class Gradients:
-    """Sums of the chunks' gradients, each row weighted; of the weight in float32 when there are several chunks."""
+    """Sums of the chunks' gradients, each row weighted; of the weight in float32 when there are more than ``FEW``."""
 
-    def __init__(self, head: Head, row_weight: Tensor | None, hidden: bool, weight: bool, bias: bool) -> None:
+    def __init__(
+        self, head: Head, row_weight: Tensor | None, chunk: int, hidden: bool, weight: bool, bias: bool
+    ) -> None:
         self.head = head
+        self.sum_dtype = torch.float32 if len(head.hidden) > FEW * chunk else head.weight.dtype
         self.needed = hidden or weight or bias
         self.hidden = torch.empty_like(head.hidden) if hidden else None
         self.weight: Tensor | None = None
@@ -56,7 +62,7 @@ class Gradients:
             torch.mm(logits, self.head.weight, out=self.hidden[rows]).mul_(row_weight)
         if self.need_weight:
             weighted = (self.head.hidden[rows] * row_weight).to(logits.dtype)
-            self.weight = _accumulated(self.weight, logits, weighted, len(self.head.hidden))
+            self.weight = _accumulated(self.weight, logits, weighted, self.sum_dtype)
         if self.need_bias:
             part = torch.mv(logits.T, row_weight[:, 0].to(logits.dtype)).float()
             self.bias = part if self.bias is None else self.bias.add_(part)
@@ -79,12 +85,11 @@ class Gradients:
         return losses, *(losses.new_empty(0, dtype=dtype) if g is None else g.to(dtype) for g in grads)  # type: ignore[return-value]
 
 
-def _accumulated(total: Tensor | None, logits: Tensor, hidden: Tensor, count: int) -> Tensor:
-    """total + logitsᵀ hidden."""
+def _accumulated(total: Tensor | None, logits: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """total + logitsᵀ hidden in ``dtype``."""
     if total is None:
-        product = torch.mm(logits.T, hidden, out=fresh(logits, logits.shape[1], hidden.shape[1]))
-        return product if len(hidden) == count else product.float()
-    if total.dtype == logits.dtype:
+        return torch.mm(logits.T, hidden, out=fresh(logits, logits.shape[1], hidden.shape[1])).to(dtype)
+    if dtype == logits.dtype:
         return total.addmm_(logits.T, hidden)
     return total.add_(torch.mm(logits.T, hidden))
 

@@ -15,8 +15,8 @@ from fastkd.ops._heads import Gradients, Head, fresh
 from fastkd.ops.kl_div import MEAN, NAMES, NONE, denominator_of, reduce
 
 LEAST_BUDGET = 48 * 2**20
-TEACHER_ROWS = 128
-"""Rows of the teacher's logits that exist at once: enough for the matrix product to run at full speed."""
+TEACHER_ROWS = 96
+"""Rows of the teacher's logits that exist at once: enough for the matrix product to run at nearly full speed."""
 
 _extension.define(
     "linear_kl_div",
@@ -140,11 +140,11 @@ class _LinearKLDiv(torch.autograd.Function):
 def _default_budget(weight: Tensor) -> int:
     """Bytes for logits, from what it costs to sum the weight's gradient over chunks.
 
-    In float32 the sum is read and written once per chunk: a quarter of its size keeps that below a tenth of the time.
-    In half precision several chunks need a float32 sum and a product beside it, three times the weight: one chunk of
-    that size is faster and no larger.
+    In float32 the sum is read and written once per chunk: 3/16 of its size keeps that below a tenth of the time. In
+    half precision many chunks need a float32 sum and a product beside it, three times the weight: few chunks of that
+    size are faster and no larger.
     """
-    return max(LEAST_BUDGET, weight.nbytes // 4 if weight.dtype == torch.float32 else 3 * weight.nbytes)
+    return max(LEAST_BUDGET, weight.nbytes * 3 // 16 if weight.dtype == torch.float32 else 3 * weight.nbytes)
 
 
 def _chunk_rows(rows: int, vocabulary: int, weight: Tensor, budget: int) -> int:
@@ -178,9 +178,9 @@ def _fused(
         options.teacher_scale,
         options.teacher_softcap,
     )
-    gradients = Gradients(student, counted(row_weight), need_hidden, need_weight, need_bias)
     count, vocabulary = len(student.hidden), len(weight)
     chunk = _chunk_rows(count, vocabulary, weight, options.memory_budget)
+    gradients = Gradients(student, counted(row_weight), chunk, need_hidden, need_weight, need_bias)
     buffer = fresh(hidden, chunk, vocabulary)
     teacher_buffer = fresh(teacher.hidden, min(chunk, TEACHER_ROWS), vocabulary)
     losses = hidden.new_empty(count, dtype=torch.float32)
@@ -189,9 +189,11 @@ def _fused(
         logits = student.logits(rows, buffer[: rows.stop - begin])
         for first in range(begin, rows.stop, TEACHER_ROWS):
             part = slice(first, min(first + TEACHER_ROWS, rows.stop))
-            theirs = teacher.logits(part, teacher_buffer[: part.stop - first])
             ours = logits[first - begin : part.stop - begin]
+            theirs = teacher.logits(part, teacher_buffer[: part.stop - first])
             losses[part] = _divergence(ours, theirs, part, options, gradients.needed)
+        if rows.stop == count:
+            del theirs, teacher_buffer  # the weight's gradient may have their memory
         gradients.add(rows, logits)
     return gradients.results(losses, index, hidden.shape[0])
 
