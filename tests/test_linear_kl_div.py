@@ -120,6 +120,23 @@ def _arguments(teacher, teacher_weight, budget):
     return (*options, torch.ones(()), True, True, False)
 
 
+@pytest.mark.parametrize("budget", [0, 20_000])
+@pytest.mark.parametrize("dtype", backends.DTYPES, ids=str)
+def test_everything_is_made_on_the_device_of_the_tensors(dtype, budget):
+    """On "meta" a tensor that was made elsewhere is an error, as it is on a GPU."""
+    module = import_module("fastkd.ops.linear_kl_div")
+
+    def meta(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    per_row, labels = meta(40, dtype=torch.float32), meta(40, dtype=torch.int64)
+    teacher = (meta(40, 28), meta(300, 28), meta(300))
+    options = (*teacher, 0.5, 2.0, 3.0, 4.0, per_row, 1.0, 0, 0.5, None, labels, 0.5, True, budget)
+    student = (meta(40, 20), meta(300, 20), meta(300))
+    _, *grads = module._fused(*student, *options, per_row[0], True, True, True)
+    assert [(x.shape, x.dtype, x.device) for x in grads] == [(x.shape, x.dtype, x.device) for x in student]
+
+
 def test_scaled_loss_scales_gradients():
     student, weight, teacher, teacher_weight = samples.heads()
     student.requires_grad_()

@@ -15,8 +15,8 @@ from fastkd.ops._heads import Gradients, Head, fresh
 from fastkd.ops.kl_div import MEAN, NAMES, NONE, denominator_of, reduce
 
 LEAST_BUDGET = 48 * 2**20
-TEACHER_ROWS = 96
-"""Rows of the teacher's logits that exist at once: enough for the matrix product to run at nearly full speed."""
+TEACHER_ROWS, TEACHER_ROWS_GPU = 96, 512
+"""Rows of the teacher's logits that exist at once: enough that their matrix product hardly waits for the weight."""
 
 _extension.define(
     "linear_kl_div",
@@ -147,13 +147,14 @@ def _default_budget(weight: Tensor) -> int:
     return max(LEAST_BUDGET, weight.nbytes * 3 // 16 if weight.dtype == torch.float32 else 3 * weight.nbytes)
 
 
-def _chunk_rows(rows: int, vocabulary: int, weight: Tensor, budget: int) -> int:
-    """Rows of the student's logits that exist at once, with the teacher's inside ``budget`` bytes (0: the default)."""
+def _chunk_rows(rows: int, weight: Tensor, budget: int) -> tuple[int, int]:
+    """Rows of the student's and teacher's logits that exist at once, inside ``budget`` bytes (0: the default)."""
     budget = budget or _default_budget(weight)
-    per_row = vocabulary * weight.element_size()
-    most = max(budget // per_row - TEACHER_ROWS, budget // (2 * per_row), 1)
-    chunks = max(-(-rows // most), 1)
-    return -(-rows // chunks)
+    per_row = len(weight) * weight.element_size()
+    theirs = TEACHER_ROWS if weight.device.type == "cpu" else TEACHER_ROWS_GPU
+    most = max(budget // per_row - theirs, budget // (2 * per_row), 1)
+    ours = -(-rows // max(-(-rows // most), 1))
+    return ours, min(ours, theirs)
 
 
 def _fused(
@@ -179,16 +180,16 @@ def _fused(
         options.teacher_softcap,
     )
     count, vocabulary = len(student.hidden), len(weight)
-    chunk = _chunk_rows(count, vocabulary, weight, options.memory_budget)
+    chunk, teacher_chunk = _chunk_rows(count, weight, options.memory_budget)
     gradients = Gradients(student, counted(row_weight), chunk, need_hidden, need_weight, need_bias)
     buffer = fresh(hidden, chunk, vocabulary)
-    teacher_buffer = fresh(teacher.hidden, min(chunk, TEACHER_ROWS), vocabulary)
+    teacher_buffer = fresh(teacher.hidden, teacher_chunk, vocabulary)
     losses = hidden.new_empty(count, dtype=torch.float32)
     for begin in range(0, count, max(chunk, 1)):
         rows = slice(begin, min(begin + chunk, count))
         logits = student.logits(rows, buffer[: rows.stop - begin])
-        for first in range(begin, rows.stop, TEACHER_ROWS):
-            part = slice(first, min(first + TEACHER_ROWS, rows.stop))
+        for first in range(begin, rows.stop, teacher_chunk):
+            part = slice(first, min(first + teacher_chunk, rows.stop))
             ours = logits[first - begin : part.stop - begin]
             theirs = teacher.logits(part, teacher_buffer[: part.stop - first])
             losses[part] = _divergence(ours, theirs, part, options, gradients.needed)
