@@ -95,6 +95,14 @@ def test_result_hardly_depends_on_the_chunks():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+def test_many_chunks_are_not_summed_in_half_precision():
+    """Six hundred equal terms: their sum in bfloat16 would stand still before the end."""
+    student, weight, teacher, teacher_weight = samples.heads(torch.bfloat16)
+    tensors = (student[:1].repeat(600, 1), weight, teacher[:1].repeat(600, 1), teacher_weight)
+    whole, row_by_row = (evaluate(*tensors, memory_budget=budget)[2] for budget in (None, 1))
+    torch.testing.assert_close(row_by_row, whole, rtol=0.02, atol=1e-6)
+
+
 def test_memory_does_not_grow_with_the_rows(monkeypatch):
     """The largest tensors that the op makes are chunks, whatever the number of rows."""
     module = import_module("fastkd.ops.linear_kl_div")

@@ -92,6 +92,11 @@ def temperature(temperature: float | Tensor, logits: Tensor) -> tuple[float, Ten
     return 1.0, temperature.reshape(-1)
 
 
+def as_rows(x: Tensor) -> Tensor:
+    """(..., V) as (N, V), or ``x`` itself: a view is a node of the graph, which costs as much as a small kernel."""
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
 def readable(tensor: Tensor) -> bool:
     """Whether values can be looked at for free: not on a GPU, where it would wait for the device, nor in a graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

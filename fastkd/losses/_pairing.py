@@ -23,7 +23,8 @@ def pairing(permutation: Tensor, lam: float | Tensor, name: str, mixed: Tensor) 
             raise ValueError(f"lam must lie in [0, 1], got {lam}")
         return torch.full((rows,), lam, dtype=torch.float64, device=mixed.device)
     _check_lam(lam, rows, name, mixed)
-    return lam.to(torch.promote_types(lam.dtype, torch.float32)).expand(rows)
+    lam = lam if lam.dtype == torch.float64 else lam.float()
+    return lam if lam.dim() == 1 else lam.expand(rows)
 
 
 def same_device(name: str, tensor: Tensor, other: str, mixed: Tensor) -> None:

@@ -90,14 +90,13 @@ def kl_div(
     _check_divergence(divergence, beta)
     if cross_entropy_weight and labels is None:
         raise ValueError(f"cross_entropy_weight is {cross_entropy_weight}, but labels were not given")
-    vocabulary = student_logits.shape[-1]
     rows = student_logits.shape[:-1]
     valid = _checks.valid_rows(student_logits, labels, ignore_index, mask)
     scalar, per_row = _checks.temperature(temperature, student_logits)
     dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
     loss, stats = ops.kl_div(
-        student_logits.to(dtype).reshape(-1, vocabulary),
-        teacher_logits.to(dtype).reshape(-1, vocabulary),
+        _checks.as_rows(student_logits.to(dtype)),
+        _checks.as_rows(teacher_logits.to(dtype)),
         temperature=scalar,
         row_temperature=per_row,
         divergence=DIVERGENCES.index(divergence),

@@ -86,7 +86,7 @@ def linear_kl_div(
     valid = _checks.valid_rows(logits, labels, ignore_index, mask)
     scalar, per_row = _checks.temperature(temperature, logits)
     options = Options(
-        teacher_hidden.reshape(-1, teacher_hidden.shape[-1]),
+        _checks.as_rows(teacher_hidden),
         _first(teacher_weight, vocabulary),
         _first(teacher_bias, vocabulary),
         float(student_logit_scale),
@@ -104,7 +104,7 @@ def linear_kl_div(
         memory_budget or 0,
     )
     loss = ops.linear_kl_div(
-        student_hidden.reshape(-1, student_hidden.shape[-1]),
+        _checks.as_rows(student_hidden),
         _first(student_weight, vocabulary),
         _first(student_bias, vocabulary),
         options,

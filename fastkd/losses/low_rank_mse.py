@@ -97,10 +97,10 @@ def low_rank_mse(
     _check_dtypes(x, down, up)
     d_out = up.shape[0]
     loss, output = ops.low_rank_mse(
-        x.reshape(-1, x.shape[-1]),
+        _checks.as_rows(x),
         down,
         up,
-        target.to(x.dtype).reshape(-1, d_out),
+        _checks.as_rows(target.to(x.dtype)),
         bias=bias,
         valid=valid if valid is None or valid.dtype == torch.bool else valid != 0,
         weights=weights,

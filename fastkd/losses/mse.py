@@ -88,9 +88,7 @@ def _as_rows(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> tuple[li
     dtypes = [torch.promote_types(s.dtype, t.dtype) for s, t in zip(students, teachers, strict=True)]
     if torch.float64 in dtypes:
         dtypes = [torch.float64] * len(dtypes)
-    rows = [
-        [x.to(d).reshape(-1, x.shape[-1]) for x, d in zip(side, dtypes, strict=True)] for side in (students, teachers)
-    ]
+    rows = [[_checks.as_rows(x.to(d)) for x, d in zip(side, dtypes, strict=True)] for side in (students, teachers)]
     return rows[0], rows[1]
 
 
