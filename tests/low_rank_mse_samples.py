@@ -18,7 +18,7 @@ SHAPES = {
 }
 """(N, d_in, r, d_out); slices are 128 rows at least."""
 
-LARGE = (1300, 24, 12, 70)
+LARGE, LARGE_BFLOAT16 = (1300, 24, 12, 70), (16500, 6, 3, 10)
 """Several chunks in a slice, on the CPU."""
 
 

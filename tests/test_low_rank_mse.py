@@ -72,8 +72,16 @@ def test_the_projection_and_its_gradient(backend, name, dtype):
 @fused
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_chunks_on_the_cpu(dtype):
-    for options in ({}, {"mask": torch.arange(samples.LARGE[0]) % 4 != 0}):
-        check(samples.rows(samples.LARGE, dtype), "cpu", **options)
+    shape = samples.LARGE_BFLOAT16 if dtype == torch.bfloat16 else samples.LARGE
+    for options in ({}, {"mask": torch.arange(shape[0]) % 40 != 0}):
+        check(samples.rows(shape, dtype), "cpu", **options)
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="Triton is not installed")
+def test_triton_adds_up_its_splits_of_the_rows(monkeypatch):
+    monkeypatch.setattr("fastkd.kernels.low_rank_mse.ROWS_PER_SPLIT", 64)
+    with answering(OP, "triton"):
+        check(samples.rows((150, 8, 4, 20), torch.bfloat16), "triton")
 
 
 def test_agrees_with_two_linear_layers_and_mse_loss():

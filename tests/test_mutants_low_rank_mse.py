@@ -33,6 +33,7 @@ MUTANTS = {
     "the tail of a row is lost": (ERROR, "n > 0)", "n > 99)"),
     "masked rows are read": (ERROR, "const bool counts = scale != 0.0f;", "const bool counts = true;"),
     "later chunks overwrite": (CPU, "end - begin));", "end - begin)), begin = end;"),
+    "a slice keeps a part of its chunks' sum": (CPU, "product.data, a.rows * b.columns", "product.data, a.rows"),
     "slices overlap": (CPU, "int64_t begin = slice * p.slice_rows;", "int64_t begin = 0;"),
     "skipped rows keep what was in memory": (CPU, "if (skips && need_x) zero_rows(grad_x, scale);", ""),
     "rows land where they were read": (CPU, "p.index ? p.index + begin : nullptr, grad.rows", "nullptr, grad.rows"),

@@ -28,6 +28,7 @@ enum Reduction { kNone, kSum, kMean };
 constexpr int64_t kSliceRows = 1024, kMinSliceRows = 128, kMaxSlices = 16;
 // Rows of a chunk: more than the cache would ask for where a call of the BLAS costs as much as its work.
 constexpr int64_t kChunkRows = 256, kChunkRowsBfloat16 = 1024;
+constexpr int64_t kGrain = 1 << 14;  // sums per task
 
 // A buffer of one matrix; empty until rows are given.
 struct Buffer {
@@ -35,9 +36,8 @@ struct Buffer {
   Matrix matrix{};
   Buffer() = default;
   Buffer(int64_t rows, int64_t columns, ScalarType type)
-      : bytes(new char[rows * columns * (type == ScalarType::Float ? 4 : 2)]),
-        matrix(Matrix::dense(bytes.get(), rows, columns, type)) {
-    prefer_huge_pages(bytes.get(), rows * columns * (type == ScalarType::Float ? 4 : 2));
+      : bytes(new char[rows * columns * bytes_of(type)]), matrix(Matrix::dense(bytes.get(), rows, columns, type)) {
+    prefer_huge_pages(bytes.get(), rows * columns * bytes_of(type));
   }
 };
 
@@ -53,15 +53,19 @@ struct Problem {
   const int64_t* index;  // rows that take part, or null: all
   int64_t items, chunk_rows, slice_rows, slices;
   Dtype dtype;
-  ScalarType product;                      // type of the operands of the products
-  void* grad_x;                            // (N, d_in) contiguous or null
-  float *down_sums, *up_sums, *bias_sums;  // one term per slice, or null
+  ScalarType product;         // type of the operands of the products
+  void* grad_x;               // (N, d_in) contiguous or null
+  char *down_sums, *up_sums;  // one term of term_type() per slice, or null
+  float* bias_sums;
 
   int64_t d_in() const { return down.columns; }
   int64_t d_out() const { return up.rows; }
   int64_t rank() const { return down.rows; }
   Dtype product_dtype() const { return product == ScalarType::Float ? Dtype::float32 : dtype; }
   bool in_place() const { return product_dtype() == dtype && index == nullptr; }
+  // A slice that is one chunk needs no sum of its own: its products are its terms.
+  bool sums_chunks() const { return slice_rows > chunk_rows; }
+  ScalarType term_type() const { return sums_chunks() ? ScalarType::Float : product; }
   bool any_grad() const { return grad_x || down_sums || up_sums || bias_sums; }
 };
 
@@ -73,7 +77,8 @@ char* row(const void* data, int64_t i, int64_t stride, Dtype dtype) {
 struct Worker {
   const Problem& p;
   Buffer x, z, error, dz, dx, part;
-  float *down_sum, *up_sum, *bias_sum;  // the current slice's share of the gradients
+  char *down_sum, *up_sum;  // the current slice's share of the gradients
+  float* bias_sum;
 
   explicit Worker(const Problem& problem) : p(problem) {
     const int64_t rows = p.chunk_rows;
@@ -82,7 +87,7 @@ struct Worker {
     error = Buffer(rows, p.d_out(), p.product);
     if (p.grad_x || p.down_sums) dz = Buffer(rows, p.rank(), p.product);
     if (p.grad_x && !p.in_place()) dx = Buffer(rows, p.d_in(), p.product);
-    if (p.product != ScalarType::Float && (p.down_sums || p.up_sums))
+    if (p.product != p.term_type() && (p.down_sums || p.up_sums))
       part = Buffer(p.rank(), std::max(p.d_in(), p.d_out()), p.product);
   }
 
@@ -125,15 +130,14 @@ struct Worker {
     squared_error(task, 0, e.rows);
   }
 
-  // sum += a b in float32, whatever the type of the products.
-  void accumulate(const Matrix& a, const Matrix& b, float* sum) const {
-    if (p.product == ScalarType::Float) {
-      multiply_add(a, b, Matrix::dense(sum, a.rows, b.columns, ScalarType::Float));
-      return;
-    }
+  // Adds a b to the slice's term, in float32 where there is more than one to add.
+  void accumulate(const Matrix& a, const Matrix& b, char* term) const {
+    const Matrix sum = Matrix::dense(term, a.rows, b.columns, p.term_type());
+    if (!p.sums_chunks()) return multiply(a, b, sum);
+    if (p.product == ScalarType::Float) return multiply_add(a, b, sum);
     const Matrix product = Matrix::dense(part.matrix.data, a.rows, b.columns, p.product);
     multiply(a, b, product);
-    add_bfloat16(sum, product.data, a.rows * b.columns);
+    add_bfloat16((float*)term, product.data, a.rows * b.columns);
   }
 
   void chunk(int64_t begin, int64_t rows) const {
@@ -156,9 +160,9 @@ struct Worker {
   }
 
   void run(int64_t slice) {
-    const auto share = [&](float* all, int64_t count) { return all ? all + slice * count : nullptr; };
-    down_sum = share(p.down_sums, p.rank() * p.d_in());
-    up_sum = share(p.up_sums, p.rank() * p.d_out());
+    const auto share = [&](auto* all, int64_t count) { return all ? all + slice * count : nullptr; };
+    down_sum = share(p.down_sums, p.rank() * p.d_in() * bytes_of(p.term_type()));
+    up_sum = share(p.up_sums, p.rank() * p.d_out() * bytes_of(p.term_type()));
     bias_sum = share(p.bias_sums, p.d_out());
     const int64_t end = std::min((slice + 1) * p.slice_rows, p.items);
     for (int64_t begin = slice * p.slice_rows; begin < end; begin += p.chunk_rows)
@@ -176,24 +180,24 @@ std::vector<int64_t> compact(const float* scale, int64_t rows) {
   return kept;
 }
 
-// Terms of the slices, zero, as one buffer; summed into a tensor of the gradient's type at the end.
+// Terms of the slices as one buffer, zero where they are sums; summed into a tensor of the gradient's type at the end.
 struct SliceSums {
   Tensor terms;
   Tensor total;
 
-  SliceSums(const Tensor& like, bool needed, int64_t slices, std::vector<int64_t> shape, ScalarType type)
-      : terms(torch::stable::new_empty(like, {0}, ScalarType::Float)),
+  SliceSums(const Tensor& like, bool needed, int64_t slices, std::vector<int64_t> shape, ScalarType type,
+            ScalarType term_type, bool zeroed)
+      : terms(torch::stable::new_empty(like, {0}, term_type)),
         total(torch::stable::new_empty(like, needed ? shape : std::vector<int64_t>{0}, type)) {
     if (!needed) return;
-    terms = torch::stable::new_empty(like, {slices, total.numel()}, ScalarType::Float);
-    prefer_huge_pages(terms.mutable_data_ptr(), terms.numel() * sizeof(float));
-    torch::stable::zero_(terms);
+    terms = torch::stable::new_empty(like, {slices, total.numel()}, term_type);
+    prefer_huge_pages(terms.mutable_data_ptr(), terms.numel() * terms.element_size());
+    if (zeroed) torch::stable::zero_(terms);
   }
-  float* data() const { return terms.numel() ? (float*)terms.mutable_data_ptr() : nullptr; }
-  void finish(Dtype dtype) const {
-    const SumTask task{(const float*)terms.data_ptr(), total.mutable_data_ptr(), terms.numel() ? terms.size(0) : 0,
-                       total.numel(), dtype};
-    constexpr int64_t kGrain = 1 << 14;
+  char* data() const { return terms.numel() ? (char*)terms.mutable_data_ptr() : nullptr; }
+  void finish() const {
+    const SumTask task{terms.data_ptr(), total.mutable_data_ptr(),        terms.numel() ? terms.size(0) : 0,
+                       total.numel(),    dtype_of(terms, "low_rank_mse"), dtype_of(total, "low_rank_mse")};
     torch::stable::parallel_for(0, total.numel(), kGrain,
                                 [&](int64_t begin, int64_t end) { sum_terms(task, begin, end); });
   }
@@ -258,12 +262,12 @@ Results low_rank_mse(const Tensor& x_in, const Tensor& down_in, const Tensor& up
   if (need_x) prefer_huge_pages(grad_x.mutable_data_ptr(), grad_x.numel() * grad_x.element_size());
   p.output = need_output ? output.mutable_data_ptr() : nullptr;
   p.grad_x = need_x ? grad_x.mutable_data_ptr() : nullptr;
-  const SliceSums sums_down(x, need_down, p.slices, {rank, d_in}, type);
-  const SliceSums sums_up(x, need_up, p.slices, {d_out, rank}, type);
-  const SliceSums sums_bias(x, need_bias, p.slices, {d_out}, ScalarType::Float);
+  const SliceSums sums_down(x, need_down, p.slices, {rank, d_in}, type, p.term_type(), p.sums_chunks());
+  const SliceSums sums_up(x, need_up, p.slices, {d_out, rank}, type, p.term_type(), p.sums_chunks());
+  const SliceSums sums_bias(x, need_bias, p.slices, {d_out}, ScalarType::Float, ScalarType::Float, true);
   p.down_sums = sums_down.data();
   p.up_sums = sums_up.data();
-  p.bias_sums = sums_bias.data();
+  p.bias_sums = (float*)sums_bias.data();
 
   Tensor loss = reduction == kNone ? new_zeros(x, {rows}, ScalarType::Float) : new_zeros(x, {}, ScalarType::Float);
   std::vector<float> scratch(reduction == kNone ? 0 : rows);
@@ -279,9 +283,9 @@ Results low_rank_mse(const Tensor& x_in, const Tensor& down_in, const Tensor& up
       Worker worker(p);
       for (int64_t slice = begin; slice < end; ++slice) worker.run(slice);
     });
-  sums_down.finish(dtype);
-  sums_up.finish(dtype);
-  sums_bias.finish(Dtype::float32);
+  sums_down.finish();
+  sums_up.finish();
+  sums_bias.finish();
   if (reduction != kNone) {
     double total = 0;
     for (float value : scratch) total += value;

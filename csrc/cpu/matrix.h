@@ -9,6 +9,11 @@
 
 namespace fastkd {
 
+// Of an element that a product may have.
+inline int64_t bytes_of(torch::headeronly::ScalarType type) {
+  return type == torch::headeronly::ScalarType::Float ? 4 : 2;
+}
+
 struct Matrix {
   void* data;
   int64_t rows, columns, row_stride, column_stride;

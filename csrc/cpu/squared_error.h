@@ -37,10 +37,10 @@ struct MoveRowsTask {
 
 // to[i] = sum of from[k * count + i] over k, in that order, converted.
 struct SumTask {
-  const float* from;
+  const void* from;
   void* to;
   int64_t terms, count;
-  Dtype dtype;
+  Dtype from_dtype, to_dtype;  // one of them float32, or both the same
 };
 
 void squared_error(const SquaredErrorTask&, int64_t begin, int64_t end);

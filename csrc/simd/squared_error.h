@@ -87,13 +87,21 @@ void move_rows_of(const MoveRowsTask& task, bool scatter) {
   run(task, scatter);
 }
 
-template <class T>
+template <class From, class To>
 void sum_into(const SumTask& task, int64_t begin, int64_t end) {
   each_vector(begin, end, [&](int64_t j, auto get, auto put) {
     Vec sum{};
-    for (int64_t k = 0; k < task.terms; ++k) sum += get(task.from + k * task.count + j);
-    put((T*)task.to + j, sum);
+    for (int64_t k = 0; k < task.terms; ++k) sum += get((const From*)task.from + k * task.count + j);
+    put((To*)task.to + j, sum);
   });
+}
+
+template <class T>
+void sum_into_either(const SumTask& task, int64_t begin, int64_t end) {
+  const bool from_wide = task.from_dtype == Dtype::float32, to_wide = task.to_dtype == Dtype::float32;
+  const auto run = from_wide ? (to_wide ? sum_into<float, float> : sum_into<float, T>)
+                             : (to_wide ? sum_into<T, float> : sum_into<T, T>);
+  run(task, begin, end);
 }
 
 template <class T>
@@ -126,13 +134,13 @@ static void move_rows(const MoveRowsTask& task, bool scatter) {
 }
 
 static void sum_terms(const SumTask& task, int64_t begin, int64_t end) {
-  switch (task.dtype) {
+  switch (task.from_dtype == Dtype::float32 ? task.to_dtype : task.from_dtype) {
     case Dtype::float32:
-      return sum_into<float>(task, begin, end);
+      return sum_into_either<float>(task, begin, end);
     case Dtype::bfloat16:
-      return sum_into<BFloat16>(task, begin, end);
+      return sum_into_either<BFloat16>(task, begin, end);
     case Dtype::float16:
-      return sum_into<Half>(task, begin, end);
+      return sum_into_either<Half>(task, begin, end);
   }
 }
 
