@@ -261,7 +261,8 @@ def launch_low_rank_mse(
     projection = target.new_empty(target.shape) if need_output else None
     fused = x.dtype != torch.float32 and down.shape[0] <= MAX_RANK and not need_output
     if fused and output is None and grad_output is None and x.shape[0] > 0:
-        results = _fused(x, down, up, target, bias, scale, factor, needs)
+        with torch.cuda.device_of(x):
+            results = _fused(x, down, up, target, bias, scale, factor, needs)
     else:
         results = _blocks(x, down, up, target, bias, scale, factor, output, grad_output, needs, projection)
     return *results, x.new_empty(0) if projection is None else projection

@@ -93,21 +93,9 @@ def launch_squared_error(
         return losses
     block = min(MAX_BLOCK, triton.next_power_of_2(n_cols))
     rows = MAX_BLOCK // block
-    _squared_error_kernel[(triton.cdiv(n_rows, rows),)](
-        prediction,
-        bias,
-        target,
-        scale,
-        factor,
-        addend,
-        grad,
-        output,
-        losses,
-        prediction.stride(0),
-        target.stride(0),
-        n_rows,
-        n_cols,
-        ROWS=rows,
-        BLOCK=block,
-    )
+    with torch.cuda.device_of(prediction):
+        _squared_error_kernel[(triton.cdiv(n_rows, rows),)](
+            prediction, bias, target, scale, factor, addend, grad, output, losses,
+            prediction.stride(0), target.stride(0), n_rows, n_cols, ROWS=rows, BLOCK=block,
+        )  # fmt: skip
     return losses

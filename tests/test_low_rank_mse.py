@@ -1,5 +1,7 @@
 """low_rank_mse on every backend of this machine against its float64 reference, and what its documentation promises."""
 
+from contextlib import nullcontext
+
 import low_rank_mse_samples as samples
 import pytest
 import torch
@@ -82,6 +84,18 @@ def test_triton_adds_up_its_splits_of_the_rows(monkeypatch):
     monkeypatch.setattr("fastkd.kernels.low_rank_mse.ROWS_PER_SPLIT", 64)
     with answering(OP, "triton"):
         check(samples.rows((150, 8, 4, 20), torch.bfloat16), "triton")
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="Triton is not installed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_triton_launches_where_the_tensors_are(dtype, monkeypatch):
+    """Triton launches on the current GPU, which need not be that of the tensors."""
+    entered = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: entered.append(tensor.device) or nullcontext())
+    with answering(OP, "triton"):
+        evaluate(samples.rows((20, 8, 4, 20), dtype), device_of("triton"))
+    assert entered
+    assert {device.type for device in entered} == {device_of("triton")}
 
 
 def test_agrees_with_two_linear_layers_and_mse_loss():
