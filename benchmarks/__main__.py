@@ -41,8 +41,9 @@ def parse_arguments(arguments: list[str] | None, ops: list[str]) -> argparse.Nam
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a rough look at all ops in under three minutes: the same problems, checked as ever, but each timed for a "
-        f"second or {QUICK.rounds} rounds ({FULL.seconds:.0f} seconds or {FULL.rounds} rounds otherwise), no memory",
+        help="a rough look at all ops in under three minutes: of each the first shape alone (or --shapes), checked as "
+        f"ever, but timed for {QUICK.seconds:.0f} second or {QUICK.rounds} rounds (else {FULL.seconds:.0f} seconds or "
+        f"{FULL.rounds} rounds), without memory",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (default: %(default)s)")
     parser.add_argument("--shapes", help="only these shapes, as 1024x30522,32x2")
@@ -63,10 +64,11 @@ def parse_arguments(arguments: list[str] | None, ops: list[str]) -> argparse.Nam
     return parsed
 
 
-def select(benchmark: Benchmark, device: str, shapes: str | None) -> list[Case]:
+def select(benchmark: Benchmark, device: str, shapes: str | None, quick: bool) -> list[Case]:
+    """The cases of a device: those of ``shapes``, else all, or when ``quick`` those of the first shape."""
     cases = [case for case in benchmark.cases if case.device == device]
     if shapes is None:
-        return cases
+        shapes = cases[0].size if quick else ",".join(case.size for case in cases)
     wanted = shapes.split(",")
     known = list(dict.fromkeys(case.size for case in cases))
     for shape in wanted:
@@ -115,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     folder = options.output or (None if options.quick or options.shapes else results.RESULTS)
     for op in options.op:
-        cases = select(benchmarks[op], options.device, options.shapes)
+        cases = select(benchmarks[op], options.device, options.shapes, options.quick)
         try:
             rows = run(benchmarks[op], cases, options.device, QUICK if options.quick else FULL)
         except WrongResult as error:

@@ -234,6 +234,16 @@ def test_the_pictures_of_all_ops_show_what_was_measured(rows, tmp_path):
     assert [quantity.of(problem.found, "eager") for quantity in overview.QUANTITIES[:2]] == [1.0, 40.0]
 
 
+def test_a_quick_run_takes_the_first_shape_in_all_dtypes(benchmark):
+    quick = program.select(benchmark, "cpu", None, quick=True)
+    assert [(case.size, case.dtype) for case in quick] == [
+        ("1024x30522", torch.float32),
+        ("1024x30522", torch.bfloat16),
+    ]
+    assert program.select(benchmark, "cpu", "32x2", quick=True)[0].size == "32x2"
+    assert program.select(benchmark, "cpu", None, quick=False) == [c for c in benchmark.cases if c.device == "cpu"]
+
+
 def test_a_full_run_keeps_rows_and_picture_and_a_quick_one_nothing(benchmark, monkeypatch, capsys, tmp_path):
     case = replace(CASE, shape=(1024, 2048))
     monkeypatch.setattr(benchmark, "cases", [case])
