@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.limits import empty_on_huge_pages, huge_page_objection
+from benchmarks.peers import liger_objection
 from benchmarks.registry import FORWARD, FORWARD_BACKWARD, Benchmark, Case
 from fastkd.losses import kl_div
 
@@ -58,21 +57,23 @@ def plain_torch(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def _liger_objection(case: Case) -> str | None:
-    if case.device != "cuda":
-        return "liger-kernel runs on GPUs only"
-    if find_spec("liger_kernel") is None:
-        return "liger-kernel is not installed: pip install liger-kernel"
-    return None
-
-
-@BENCHMARK.provider("liger", objection=_liger_objection)
+@BENCHMARK.provider("liger", objection=liger_objection)
 def liger(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     from liger_kernel.transformers import LigerKLDIVLoss
 
     student = F.log_softmax(student_logits / temperature, -1)
     teacher = F.log_softmax(teacher_logits / temperature, -1)
     return LigerKLDIVLoss(reduction="batchmean", log_target=True)(student, teacher) * temperature**2
+
+
+@BENCHMARK.provider("liger JSD", objection=liger_objection)
+def liger_jsd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Its JSD kernel at beta = 0, where it is the forward divergence."""
+    from liger_kernel.transformers import LigerJSD
+
+    student = F.log_softmax(student_logits / temperature, -1)
+    teacher = F.log_softmax(teacher_logits / temperature, -1)
+    return LigerJSD(beta=0.0)(student, teacher) * temperature**2
 
 
 @BENCHMARK.provider("fastkd")

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.peers import liger_missing, liger_objection
 from benchmarks.registry import Benchmark, Case
 from fastkd.losses import linear_kl_div
 
@@ -44,6 +45,11 @@ def make_inputs(case: Case) -> dict[str, Tensor]:
 BENCHMARK = Benchmark("linear_kl_div", CASES, make_inputs)
 
 
+AUTO_CHUNKER = {"auto_chunker.enable": True, "auto_chunker.amplify_ratio_threshold": 0}
+"""At its own threshold it leaves out heads with fewer rows than eight times their width, which are all but one here."""
+
+
+@BENCHMARK.provider("auto-chunker", compiled=True, inductor=AUTO_CHUNKER)
 @BENCHMARK.provider("compile", compiled=True)
 @BENCHMARK.provider("eager")
 def plain_torch(
@@ -52,6 +58,41 @@ def plain_torch(
     student = F.log_softmax(student_hidden @ student_weight.T / temperature, -1)
     teacher = F.log_softmax(teacher_hidden @ teacher_weight.T / temperature, -1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+@BENCHMARK.provider("linear_cross_entropy")
+def linear_cross_entropy(
+    student_hidden: Tensor, student_weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, temperature: float
+) -> Tensor:
+    """Torch's own, less the entropy of the teacher's probabilities; for such targets torch 2.13 has no chunks."""
+    log_probs = F.log_softmax(teacher_hidden @ teacher_weight.T / temperature, -1)
+    probs = log_probs.exp()
+    negative_entropy = (probs * log_probs).sum() / len(probs)
+    cross_entropy = F.linear_cross_entropy(student_hidden / temperature, student_weight, probs)
+    return (cross_entropy + negative_entropy) * temperature**2
+
+
+@BENCHMARK.provider("liger JSD", objection=liger_objection)
+def liger_jsd(
+    student_hidden: Tensor, student_weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, temperature: float
+) -> Tensor:
+    """Its fused linear JSD at beta = 0, where it is the forward divergence."""
+    from liger_kernel.transformers import LigerFusedLinearJSD
+
+    loss = LigerFusedLinearJSD(jsd_beta=0.0, temperature=temperature)
+    return loss(student_hidden, student_weight, teacher_hidden, teacher_weight, None) * temperature**2
+
+
+@BENCHMARK.provider("liger chunked JSD", objection=liger_missing)
+def liger_chunked_jsd(
+    student_hidden: Tensor, student_weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, temperature: float
+) -> Tensor:
+    """Its chunks of plain torch, compiled, at beta = 0 and without the hard loss."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, temperature=temperature)
+    no_labels = student_hidden.new_zeros(len(student_hidden), dtype=torch.int64)
+    return loss(student_hidden, student_weight, teacher_hidden, teacher_weight, no_labels) * temperature**2
 
 
 @BENCHMARK.provider("fastkd")

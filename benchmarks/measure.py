@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.registry import FORWARD, UPSTREAM, Benchmark, Case, Provider
 from fastkd.reference.tolerance import GRADIENT, VALUE, assert_close
 
-MIN_ROUNDS, MAX_ROUNDS = 5, 100
+MAX_ROUNDS = 100
 CALLS_PER_OVERHEAD_SAMPLE = 200
 
 Call = Callable[[], tuple[Tensor, ...]]
@@ -39,7 +39,8 @@ def bind(provider: Provider, case: Case, inputs: dict[str, Tensor], direction: s
     function = provider.function
     if provider.compiled:
         torch.compiler.reset()  # else the limit on recompilations silently turns later cases into eager ones
-        function = torch.compile(function, fullgraph=True, dynamic=False)
+        settings = None if provider.inductor is None else dict(provider.inductor)
+        function = torch.compile(function, fullgraph=True, dynamic=False, options=settings)
     arguments = {name: tensor for name, tensor in inputs.items() if provider.limit or name != UPSTREAM}
     if direction == FORWARD or provider.limit:
         detached = {name: tensor.detach() for name, tensor in arguments.items()}
@@ -108,8 +109,8 @@ def _cuda_seconds(call: Call, repeats: int) -> float:
     return float(begin.elapsed_time(end)) / 1e3
 
 
-def interleave(case: Case, calls: dict[str, Call], budget: float) -> dict[str, list[float]]:
-    """Seconds per call, one number per round and provider; ``budget`` seconds decide how many rounds.
+def interleave(case: Case, calls: dict[str, Call], budget: float, least: int) -> dict[str, list[float]]:
+    """Seconds per call, one number per round and provider; ``budget`` seconds decide how many rounds beyond ``least``.
 
     A first round, not counted, warms up and tells how long a round takes.
     """
@@ -118,7 +119,7 @@ def interleave(case: Case, calls: dict[str, Call], budget: float) -> dict[str, l
     start = perf_counter()
     for call in calls.values():
         seconds(call, repeats)
-    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(budget / (perf_counter() - start))))
+    rounds = min(MAX_ROUNDS, max(least, int(budget / (perf_counter() - start))))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order, shuffle = list(calls), random.Random(0).shuffle
     gc.collect()

@@ -7,7 +7,16 @@ from pathlib import Path
 
 from benchmarks import results
 
-COLOURS = {"eager": "#BBBBBB", "compile": "#E69F00", "liger": "#CC79A7", "fastkd": "#0072B2"}  # Okabe and Ito
+COLOURS = {  # Okabe and Ito
+    "eager": "#BBBBBB",
+    "compile": "#E69F00",
+    "auto-chunker": "#56B4E9",
+    "linear_cross_entropy": "#009E73",
+    "liger": "#CC79A7",
+    "liger JSD": "#D55E00",
+    "liger chunked JSD": "#F0E442",
+    "fastkd": "#0072B2",
+}
 
 
 def draw(path: Path) -> Path:
@@ -22,8 +31,8 @@ def draw(path: Path) -> Path:
     figure = Figure(figsize=(11, 0.9 + 1.45 * lines), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
-    for panel, (title, found) in zip(panels, problems, strict=False):
-        draw_panel(panel, title, found)
+    for panel, problem in zip(panels, problems, strict=False):
+        draw_panel(panel, problem.title, problem.found)
     for panel in panels[len(problems) :]:
         panel.set_axis_off()
     first = rows[0]

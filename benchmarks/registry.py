@@ -60,6 +60,7 @@ class Provider:
     """A way to compute the op; ``objection(case)`` says why it cannot, or None when it can.
 
     A ``limit`` only moves the bytes that every implementation must move; nobody asks whether it is right.
+    ``inductor`` holds settings of the compiler.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Provider:
     objection: Objection = no_objection
     compiled: bool = False
     limit: bool = False
+    inductor: Mapping[str, Any] | None = None
 
 
 REGISTRY: dict[str, Benchmark] = {}
@@ -88,12 +90,18 @@ class Benchmark:
         REGISTRY[op] = self
 
     def provider(
-        self, name: str, *, objection: Objection = no_objection, compiled: bool = False
+        self,
+        name: str,
+        *,
+        objection: Objection = no_objection,
+        compiled: bool = False,
+        inductor: Mapping[str, Any] | None = None,
     ) -> Callable[[Function], Function]:
         """Register ``function(**inputs, **options)``; ``compiled=True`` measures ``torch.compile`` of it."""
 
         def register(function: Function) -> Function:
-            self.providers.append(Provider(name, function, objection=objection, compiled=compiled))
+            provider = Provider(name, function, objection=objection, compiled=compiled, inductor=inductor)
+            self.providers.append(provider)
             return function
 
         return register

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -91,9 +92,13 @@ def make_rows(
     return rows
 
 
+def file_name(what: str, machine: str) -> str:
+    words = re.findall(r"[a-z0-9]+", machine.replace("(R)", "").lower())
+    return "-".join((what, *words))
+
+
 def path_of(rows: list[Row], folder: Path) -> Path:
-    words = re.findall(r"[a-z0-9]+", rows[0]["machine"].replace("(R)", "").lower())
-    return folder / f"{rows[0]['op']}-{'-'.join(words)}.csv"
+    return folder / f"{file_name(rows[0]['op'], rows[0]['machine'])}.csv"
 
 
 def write(rows: list[Row], path: Path) -> None:
@@ -111,14 +116,28 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def problems(rows: list[Row]) -> Iterable[tuple[str, dict[str, Row]]]:
-    """Yield title and rows by provider for each problem; the fastest candidate for the limit is ``limit``."""
-    for key, group in groupby(rows, lambda row: (row["shape"], row["dtype"], row["direction"])):
+class Problem(NamedTuple):
+    size: str
+    dtype: str
+    direction: str
+    found: dict[str, Row]
+    """By provider; the fastest candidate for the limit is ``limit``."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.size} {self.dtype}, {self.direction}"
+
+
+def problems(rows: list[Row]) -> Iterable[Problem]:
+    """The problems of one op; options are named where they are not all the same."""
+    several = len({row["options"] for row in rows}) > 1
+    for key, group in groupby(rows, lambda row: (row["shape"], row["options"], row["dtype"], row["direction"])):
         providers: dict[str, Row] = {}
         for row in sorted(group, key=lambda row: float(row["median_ms"]) if is_limit(row) else -1.0):
             providers.setdefault("limit" if is_limit(row) else row["provider"], row)
-        size, dtype, direction = key
-        yield f"{size.replace('x', ' × ')} {dtype}, {direction}", providers
+        shape, options, dtype, direction = key
+        size = shape.replace("x", " × ")
+        yield Problem(f"{size} ({options})" if several else size, dtype, direction, providers)
 
 
 def is_limit(row: Row) -> bool:
@@ -151,13 +170,14 @@ def markdown_table(rows: list[Row]) -> str:
         ],
     ]
     lines.append(["---"] + ["---:"] * (len(lines[0]) - 1))
-    for title, found in problems(rows):
+    for problem in problems(rows):
+        found = problem.found
         times = {name: float(row["median_ms"]) for name, row in found.items()}
         ratio = found["fastkd"]["ratio_to_limit"]
-        peaks = [_megabytes(found[name]["peak_bytes"]) if name in found else "" for name in names]
+        peaks = [megabytes(found[name]["peak_bytes"]) if name in found else "" for name in names]
         lines.append(
             [
-                title,
+                problem.title,
                 *(duration(times[name]) if name in times else "" for name in names),
                 *(f"{times[name] / times['fastkd']:.3g}×" if name in times else "" for name in rivals),
                 f"{float(ratio):.3g}×" if ratio else "",
@@ -167,5 +187,5 @@ def markdown_table(rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _megabytes(count: str) -> str:
+def megabytes(count: str) -> str:
     return f"{int(count) / 1e6:.0f}" if count else "–"

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import __main__ as program
-from benchmarks import plot, results
-from benchmarks.measure import CALLS_PER_OVERHEAD_SAMPLE, MAX_ROUNDS, MIN_ROUNDS, WrongResult, bind, check, interleave
+from benchmarks import overview, plot, results, summary
+from benchmarks.measure import CALLS_PER_OVERHEAD_SAMPLE, MAX_ROUNDS, WrongResult, bind, check, interleave
 from benchmarks.memory import peak_meter
 from benchmarks.registry import FORWARD, FORWARD_BACKWARD, Case, Provider, load_benchmarks
 
@@ -110,7 +110,7 @@ def test_the_limit_writes_every_byte_whatever_the_pages(benchmark, dtype):
 def test_rounds_give_every_provider_the_same_number_of_turns_in_changing_order():
     turns = []
     calls = {name: lambda name=name: turns.append(name) for name in "abc"}
-    samples = interleave(CASE, calls, budget=1.0)
+    samples = interleave(CASE, calls, budget=1.0, least=5)
     assert {len(values) for values in samples.values()} == {MAX_ROUNDS}
     rounds = [turns[i : i + 3] for i in range(3, len(turns), 3)]
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
@@ -119,9 +119,9 @@ def test_rounds_give_every_provider_the_same_number_of_turns_in_changing_order()
 
 def test_rounds_follow_the_budget_and_overhead_is_measured_over_many_calls():
     turns = []
-    samples = interleave(replace(CASE, overhead=True), {"a": lambda: turns.append("a")}, budget=0.0)
-    assert len(samples["a"]) == MIN_ROUNDS
-    assert len(turns) == CALLS_PER_OVERHEAD_SAMPLE * (1 + MIN_ROUNDS)
+    samples = interleave(replace(CASE, overhead=True), {"a": lambda: turns.append("a")}, budget=0.0, least=5)
+    assert len(samples["a"]) == 5
+    assert len(turns) == CALLS_PER_OVERHEAD_SAMPLE * (1 + 5)
 
 
 def test_peak_memory_is_that_of_the_call():
@@ -197,25 +197,74 @@ def test_the_picture_is_drawn_from_the_csv_alone(rows, tmp_path):
     assert eager / fastkd == pytest.approx(15, rel=0.25)
 
 
+def test_the_readme_says_what_the_results_say():
+    readme = summary.README.read_text(encoding="utf-8")
+    assert "| `kl_div` |" in summary.BLOCK.search(readme)[0]
+    assert summary.rewritten(readme, summary.read_all()) == readme
+
+
+def test_the_summary_has_a_line_for_each_problem_and_leaves_out_what_was_not_measured(rows, tmp_path):
+    overhead = results.make_rows(
+        MACHINE,
+        replace(CASE, shape=(3, 2)),
+        FORWARD_BACKWARD,
+        {"eager": [3e-5], "compile": [6e-5], "fastkd": [2e-5]},
+        {},
+    )
+    compiled = [row | {"provider": "compile", "median_ms": "5"} for row in rows[:1]]
+    masked = [row | {"options": "temperature=1.0"} for row in overhead]
+    results.write([*rows, *compiled, *masked], tmp_path / "kl_div-some-cpu.csv")
+    (tmp_path / "mkd.csv").write_text("model,score\nteacher,86.8\n")
+    ((machine, ops),) = summary.read_all(tmp_path).items()
+    assert machine == MACHINE["machine"]
+    assert summary.table(ops).splitlines()[2:] == [
+        "| `kl_div` | 16 × 50 (temperature=2.0) | float32 | 2 ms | 15× | 2.5× | 2× | 40 / 40 / 4 |",
+        "| `kl_div` | 3 × 2 (temperature=1.0) | float32 | 20 µs | 1.5× | 3× |  |  |",
+    ]
+
+
+def test_the_pictures_of_all_ops_show_what_was_measured(rows, tmp_path):
+    larger = [row | {"shape": "64x50", "median_ms": f"{4 * float(row['median_ms'])}"} for row in rows]
+    paths = overview.draw(MACHINE["machine"], {"kl_div": [*rows, *larger]}, tmp_path)
+    assert [path.name for path in paths] == [
+        f"{name}-some-cpu-2-cores-avx2.png" for name in ("speed", "memory", "limit")
+    ]
+    problem, _ = results.problems([*rows, *larger])
+    assert [quantity.of(problem.found, "fastkd") for quantity in overview.QUANTITIES] == [15.0, 4.0, 50.0]
+    assert [quantity.of(problem.found, "eager") for quantity in overview.QUANTITIES[:2]] == [1.0, 40.0]
+
+
+def test_a_quick_run_takes_the_first_shape_in_all_dtypes(benchmark):
+    quick = program.select(benchmark, "cpu", None, quick=True)
+    assert [(case.size, case.dtype) for case in quick] == [
+        ("1024x30522", torch.float32),
+        ("1024x30522", torch.bfloat16),
+    ]
+    assert program.select(benchmark, "cpu", "32x2", quick=True)[0].size == "32x2"
+    assert program.select(benchmark, "cpu", None, quick=False) == [c for c in benchmark.cases if c.device == "cpu"]
+
+
 def test_a_full_run_keeps_rows_and_picture_and_a_quick_one_nothing(benchmark, monkeypatch, capsys, tmp_path):
     case = replace(CASE, shape=(1024, 2048))
     monkeypatch.setattr(benchmark, "cases", [case])
     monkeypatch.setattr(benchmark, "providers", [p for p in benchmark.providers if not p.compiled])
-    monkeypatch.setattr(program, "SECONDS_PER_PROBLEM", 0.0)
-    monkeypatch.setattr(program, "SECONDS_PER_PROBLEM_QUICK", 0.0)
+    monkeypatch.setattr(program, "FULL", program.FULL._replace(seconds=0.0))
+    monkeypatch.setattr(program, "QUICK", program.QUICK._replace(seconds=0.0))
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     threads = str(torch.get_num_threads())
     assert program.main(["kl_div", "--device", "cpu", "--quick", "--threads", threads]) == 0
     assert not (tmp_path / "results").exists()
+    assert capsys.readouterr().out.splitlines()[2].endswith(" |  |"), "a quick run measures no memory"
     assert program.main(["kl_div", "--device", "cpu", "--threads", threads]) == 0
     output = capsys.readouterr().out
-    assert "liger left out: liger-kernel runs on GPUs only" in output
+    assert "liger left out: liger-kernel's Triton kernels run on GPUs only" in output
     (table,) = (tmp_path / "results").glob("*.csv")
     assert table.with_suffix(".png").exists()
     rows = results.read(table)
     assert [row["provider"] for row in rows] == ["eager", "fastkd", "limit:add", "limit:add-huge-pages"]
     assert all(float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"]) for row in rows)
     assert {row["threads"] for row in rows} == {threads}
+    assert all(int(row["peak_bytes"]) > 4e6 for row in rows)
     assert min(float(row["ratio_to_limit"]) for row in rows if results.is_limit(row)) == 1
 
 

@@ -1,0 +1,35 @@
+"""The training loops of the documentation run as they stand, and learn."""
+
+import re
+
+import pytest
+from subprocesses import ROOT
+
+LEAST = {
+    "README.md": 0.5,
+    "docs/attention_kl_div.md": 0.7,
+    "docs/low_rank_mse.md": 0.3,
+    "docs/mixup.md": 0.8,
+    "docs/mse.md": 0.3,
+    "docs/training_loops.md": 0.5,
+}
+"""What is left of the first loss at the end."""
+
+
+@pytest.mark.parametrize("page", LEAST)
+def test_the_loops_of_a_page_learn(page, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    first = next(index for index, block in enumerate(blocks) if "import torch\n" in block)  # before: fragments
+    namespace = {}
+    for block in blocks[first:]:
+        exec(block, namespace)
+        if "losses.append" in block:
+            assert namespace["losses"][-1] < LEAST[page] * namespace["losses"][0]
+    assert "losses" in namespace
+
+
+def test_every_loop_is_run():
+    pages = {str(page.relative_to(ROOT)) for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+    assert {page for page in pages if "losses.append" in (ROOT / page).read_text(encoding="utf-8")} == set(LEAST)
