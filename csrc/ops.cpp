@@ -9,8 +9,8 @@ STABLE_TORCH_LIBRARY(fastkd, m) {
       "bool scale_by_temperature, bool need_grad, bool need_stats) -> (Tensor loss, Tensor grad, Tensor stats)");
   m.def(
       "attention_kl_div(Tensor student_query, Tensor student_key, Tensor teacher_query, Tensor teacher_key, "
-      "Tensor? student_bias, Tensor? teacher_bias, Tensor? query_mask, Tensor? key_mask, float student_scale, "
-      "float teacher_scale, bool causal, int window, Tensor? row_weight) -> "
+      "Tensor? student_bias, Tensor? teacher_bias, Tensor? student_lse, Tensor? teacher_lse, Tensor? query_mask, "
+      "Tensor? key_mask, float student_scale, float teacher_scale, bool causal, int window, Tensor? row_weight) -> "
       "(Tensor loss, Tensor grad_query, Tensor grad_key)");
   m.def(
       "kl_div_(Tensor(a!) student, Tensor teacher, Tensor? row_temperature, float temperature, int divergence, "

@@ -2,7 +2,7 @@
 
 Three sweeps, each of which owns what it writes, so that nothing is added atomically and results repeat bit for bit:
 
-    maximum and sum of exponentials of a row  2·T²·d FLOPs a head and model
+    maximum and sum of exponentials of a row  2·T²·d FLOPs a head and model, none where the caller has their logarithm
     loss of a row and its query's gradient    6·T²·d
     a key's gradient                          6·T²·d
 
@@ -19,51 +19,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastkd.kernels._attention import (
+    Model,
+    Tokens,
+    both_tiles,
+    key_range,
+    load_key,
+    load_query,
+    load_sums,
+    query_range,
+    scores,
+    there,
+    visible,
+)
 from fastkd.kernels._math import ABSENT, exp, origin
-
-
-@triton.jit
-def _load(ptr, stride, tokens, there, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
-    """(TOKENS, BLOCK_DIM), zeros where there is nothing or nothing that counts."""
-    dims = tl.arange(0, BLOCK_DIM)
-    mask = there[:, None] & (dims < DIM)[None, :]
-    return tl.load(ptr + tokens[:, None] * stride + dims[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _there(mask_ptr, batch, tokens, count):
-    there = tokens < count
-    if mask_ptr is not None:
-        there &= tl.load(mask_ptr + batch * count + tokens, mask=there, other=0) != 0
-    return there
-
-
-@triton.jit
-def _visible(queries, keys, counts, exists, ahead, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
-    distance = keys.to(tl.int32)[None, :] - (queries + ahead).to(tl.int32)[:, None]
-    visible = counts[:, None] & exists[None, :]
-    if CAUSAL:
-        visible &= distance <= 0
-    if WINDOW:
-        visible &= (distance < window) & (-distance < window)
-    return visible
-
-
-@triton.jit
-def _scores(query, key, scale, bias_ptr, bias_stride, queries, keys, visible):
-    """−inf where a query sees no key."""
-    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-    if bias_ptr is not None:
-        scores += tl.load(bias_ptr + queries[:, None] * bias_stride + keys[None, :], mask=visible, other=0.0)
-    return tl.where(visible, scores, float("-inf"))
-
-
-@triton.jit
-def _load_sums(sums_ptr, row, inside):
-    """Maximum and Z of a row; Z is 1 where the row is empty, so that nothing is divided by 0."""
-    top = tl.load(sums_ptr + 2 * row, mask=inside, other=float("-inf"))
-    total = tl.load(sums_ptr + 2 * row + 1, mask=inside, other=0.0)
-    return top, tl.where(total == 0.0, 1.0, total), total == 0.0
 
 
 @triton.jit
@@ -72,130 +41,54 @@ def _above_absent(x):
 
 
 @triton.jit
-def _key_range(first, ROWS: tl.constexpr, n_keys, ahead, window, BLOCK: tl.constexpr, CAUSAL, WINDOW):
-    """Keys that some of the queries from ``first`` on see, the beginning a multiple of BLOCK."""
-    begin, end = 0, n_keys
-    if WINDOW:
-        begin = tl.maximum(first + ahead - window + 1, 0) // BLOCK * BLOCK
-        end = tl.minimum(end, first + ROWS - 1 + ahead + window)
-    if CAUSAL:
-        end = tl.minimum(end, first + ROWS + ahead)
-    return begin, end
-
-
-@triton.jit
-def _query_range(first, KEYS: tl.constexpr, n_queries, ahead, window, BLOCK: tl.constexpr, CAUSAL, WINDOW):
-    """Queries that see some of the keys from ``first`` on, the beginning a multiple of BLOCK."""
-    begin, end = 0, n_queries
-    if CAUSAL:
-        begin = tl.maximum(first - ahead, 0) // BLOCK * BLOCK
-    elif WINDOW:
-        begin = tl.maximum(first - window + 1 - ahead, 0) // BLOCK * BLOCK
-    if WINDOW:
-        end = tl.minimum(end, first + KEYS - 1 + window - ahead)
-    return begin, end
-
-
-@triton.jit
-def sums_kernel(
-    sums_ptr, query_ptr, key_ptr, bias_ptr, query_mask_ptr, key_mask_ptr,
-    query_batch, query_head, query_token, key_batch, key_head, key_token, bias_batch, bias_head, bias_token,
-    n_queries, n_keys, window, scale, HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-):  # fmt: skip
+def sums_kernel(model, tokens, ROWS: tl.constexpr, KEYS: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * ROWS
-    batch, head = tl.program_id(1).to(tl.int64) // HEADS, tl.program_id(1).to(tl.int64) % HEADS
-    queries, ahead = first + tl.arange(0, ROWS), n_keys - n_queries
-    counts = _there(query_mask_ptr, batch, queries, n_queries)
-    query_base = query_ptr + batch * query_batch + head * query_head
-    key_base = key_ptr + batch * key_batch + head // GROUP * key_head
-    bias_base = None if bias_ptr is None else bias_ptr + batch * bias_batch + head * bias_head
-    query = _load(query_base, query_token, queries, counts, DIM, BLOCK_DIM)
+    batch, head = tl.program_id(1).to(tl.int64) // model.HEADS, tl.program_id(1).to(tl.int64) % model.HEADS
+    queries = first + tl.arange(0, ROWS)
+    counts = there(tokens.query_mask, batch, queries, tokens.n_queries)
+    query = load_query(model, batch, head, queries, counts)
     top, total = tl.full((ROWS,), float("-inf"), tl.float32), tl.zeros((ROWS,), tl.float32)
-    begin, end = _key_range(first, ROWS, n_keys, ahead, window, KEYS, CAUSAL, WINDOW)
+    begin, end = key_range(tokens, first, ROWS, KEYS)
     for step in range(begin, end, KEYS):
         keys = step + tl.arange(0, KEYS)
-        exists = _there(key_mask_ptr, batch, keys, n_keys)
-        key = _load(key_base, key_token, keys, exists, DIM, BLOCK_DIM)
-        visible = _visible(queries, keys, counts, exists, ahead, window, CAUSAL, WINDOW)
-        scores = _scores(query, key, scale, bias_base, bias_token, queries, keys, visible)
-        new_top = tl.maximum(top, tl.max(scores, axis=1))
-        total = total * exp(top - origin(new_top), 1.0) + tl.sum(exp(scores - origin(new_top)[:, None], 1.0), axis=1)
+        exists = there(tokens.key_mask, batch, keys, tokens.n_keys)
+        key = load_key(model, batch, head, keys, exists)
+        seen = visible(tokens, queries, keys, counts, exists)
+        tile = scores(model, batch, head, query, key, queries, keys, seen)
+        new_top = tl.maximum(top, tl.max(tile, axis=1))
+        total = total * exp(top - origin(new_top), 1.0) + tl.sum(exp(tile - origin(new_top)[:, None], 1.0), axis=1)
         top = new_top
-    row, inside = (batch * HEADS + head) * n_queries + queries, queries < n_queries
-    tl.store(sums_ptr + 2 * row, top, mask=inside)
-    tl.store(sums_ptr + 2 * row + 1, total, mask=inside)
-
-
-@triton.jit
-def _teacher(
-    sums_ptr, query_base, key_base, bias_base, query_head, query_token, key_head, key_token, bias_head, bias_token,
-    head, queries, keys, counts, exists, visible, n_queries, scale, AVERAGED: tl.constexpr, GROUP: tl.constexpr,
-    DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
-):  # fmt: skip
-    """x and Z of the teacher; of AVERAGED heads x is the logarithm of their mean probability, and Z is 1."""
-    total, members, allowed = tl.zeros_like(visible.to(tl.float32)), tl.zeros_like(counts.to(tl.float32)), visible
-    x, z = total, members + 1.0
-    for m in tl.static_range(AVERAGED):
-        member = head * AVERAGED + m
-        query = _load(query_base + member * query_head, query_token, queries, counts, DIM, BLOCK_DIM)
-        key = _load(key_base + member // GROUP * key_head, key_token, keys, exists, DIM, BLOCK_DIM)
-        bias = None if bias_base is None else bias_base + member * bias_head
-        scores = _scores(query, key, scale, bias, bias_token, queries, keys, visible)
-        top, of_member, empty = _load_sums(sums_ptr, member * n_queries + queries, queries < n_queries)
-        if AVERAGED == 1:
-            x, z = scores - origin(top)[:, None], of_member
-        else:
-            here = scores != float("-inf")
-            allowed = here if m == 0 else allowed | here
-            total += exp(scores - origin(top)[:, None], 1.0) / of_member[:, None]
-            members += tl.where(empty, 0.0, 1.0)
-    if AVERAGED > 1:
-        mean = total / tl.maximum(members, 1.0)[:, None]
-        x = tl.where(allowed, tl.where(mean == 0.0, ABSENT, tl.log(mean)), float("-inf"))
-    return x, z
+    row, inside = (batch * model.HEADS + head) * tokens.n_queries + queries, queries < tokens.n_queries
+    tl.store(model.sums + 2 * row, top, mask=inside)
+    tl.store(model.sums + 2 * row + 1, total, mask=inside)
 
 
 @triton.jit
 def loss_kernel(
-    loss_ptr, row_scale_ptr, grad_ptr, weight_ptr, sums_ptr, query_ptr, key_ptr, bias_ptr,
-    t_sums_ptr, t_query_ptr, t_key_ptr, t_bias_ptr, query_mask_ptr, key_mask_ptr,
-    grad_batch, grad_head, grad_token, query_batch, query_head, query_token, key_batch, key_head, key_token,
-    bias_batch, bias_head, bias_token, t_query_batch, t_query_head, t_query_token, t_key_batch, t_key_head,
-    t_key_token, t_bias_batch, t_bias_head, t_bias_token, n_queries, n_keys, window, scale, t_scale,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, AVERAGED: tl.constexpr,
-    T_GROUP: tl.constexpr, T_DIM: tl.constexpr, T_BLOCK_DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    loss_ptr, row_scale_ptr, grad_ptr, grad_batch, grad_head, grad_token, weight_ptr, student, teacher, tokens,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * ROWS
-    batch, head = tl.program_id(1).to(tl.int64) // HEADS, tl.program_id(1).to(tl.int64) % HEADS
-    queries, ahead = first + tl.arange(0, ROWS), n_keys - n_queries
-    inside = queries < n_queries
-    row = (batch * HEADS + head) * n_queries + queries
-    counts = _there(query_mask_ptr, batch, queries, n_queries)
-    key_base = key_ptr + batch * key_batch + head // GROUP * key_head
-    bias_base = None if bias_ptr is None else bias_ptr + batch * bias_batch + head * bias_head
-    t_bias_base = None if t_bias_ptr is None else t_bias_ptr + batch * t_bias_batch
-    query = _load(query_ptr + batch * query_batch + head * query_head, query_token, queries, counts, DIM, BLOCK_DIM)
-    top, z, empty = _load_sums(sums_ptr, row, inside)
+    batch, head = tl.program_id(1).to(tl.int64) // student.HEADS, tl.program_id(1).to(tl.int64) % student.HEADS
+    queries = first + tl.arange(0, ROWS)
+    inside = queries < tokens.n_queries
+    row = (batch * student.HEADS + head) * tokens.n_queries + queries
+    counts = there(tokens.query_mask, batch, queries, tokens.n_queries)
+    query = load_query(student, batch, head, queries, counts)
+    top, z, empty = load_sums(student, tokens, batch, head, queries)
     cross, mass, lacking, last_z_t = tl.zeros_like(z), tl.zeros_like(z), tl.zeros_like(z), tl.zeros_like(z) + 1.0
-    grad = tl.zeros((ROWS, BLOCK_DIM), tl.float32)
-    begin, end = _key_range(first, ROWS, n_keys, ahead, window, KEYS, CAUSAL, WINDOW)
+    grad = tl.zeros((ROWS, student.BLOCK_DIM), tl.float32)
+    begin, end = key_range(tokens, first, ROWS, KEYS)
     for step in range(begin, end, KEYS):
         keys = step + tl.arange(0, KEYS)
-        exists = _there(key_mask_ptr, batch, keys, n_keys)
-        key = _load(key_base, key_token, keys, exists, DIM, BLOCK_DIM)
-        visible = _visible(queries, keys, counts, exists, ahead, window, CAUSAL, WINDOW)
-        scores = _scores(query, key, scale, bias_base, bias_token, queries, keys, visible)
-        raw_t, z_t = _teacher(
-            t_sums_ptr + 2 * batch * HEADS * AVERAGED * n_queries, t_query_ptr + batch * t_query_batch,
-            t_key_ptr + batch * t_key_batch, t_bias_base, t_query_head, t_query_token, t_key_head, t_key_token,
-            t_bias_head, t_bias_token, head, queries, keys, counts, exists, visible, n_queries, t_scale, AVERAGED,
-            T_GROUP, T_DIM, T_BLOCK_DIM,
-        )  # fmt: skip
-        missing = (scores == float("-inf")) & (raw_t > float("-inf"))
+        exists = there(tokens.key_mask, batch, keys, tokens.n_keys)
+        key = load_key(student, batch, head, keys, exists)
+        of_student, raw_t, z_t = both_tiles(
+            student, teacher, tokens, batch, head, query, key, queries, keys, counts, exists
+        )
+        missing = (of_student == float("-inf")) & (raw_t > float("-inf"))
         lacking = tl.maximum(lacking, tl.max(missing.to(tl.float32), axis=1))
-        x_s, x_t = _above_absent(scores - origin(top)[:, None]), _above_absent(raw_t)
+        x_s, x_t = _above_absent(of_student - origin(top)[:, None]), _above_absent(raw_t)
         e_t = exp(x_t, 1.0)
         cross += tl.sum(e_t * (x_t - x_s), axis=1)
         mass += tl.sum(e_t, axis=1)
@@ -210,58 +103,44 @@ def loss_kernel(
     loss = tl.where(alive, loss, tl.where(infinite & counts, float("inf"), 0.0))
     tl.store(loss_ptr + row, loss, mask=inside)
     if grad_ptr is not None:
-        row_scale = tl.where(alive, tl.load(weight_ptr + row, mask=inside, other=0.0) * scale, 0.0)
+        row_scale = tl.where(alive, tl.load(weight_ptr + row, mask=inside, other=0.0) * student.scale, 0.0)
         tl.store(row_scale_ptr + row, row_scale, mask=inside)
         grad = tl.where(alive[:, None], grad * row_scale[:, None], 0.0)
-        dims = tl.arange(0, BLOCK_DIM)
+        dims = tl.arange(0, student.BLOCK_DIM)
         grad_base = grad_ptr + batch * grad_batch + head * grad_head
-        mask = inside[:, None] & (dims < DIM)[None, :]
+        mask = inside[:, None] & (dims < student.DIM)[None, :]
         tl.store(grad_base + queries[:, None] * grad_token + dims[None, :], grad, mask=mask)
 
 
 @triton.jit
 def key_gradient_kernel(
-    row_scale_ptr, grad_ptr, sums_ptr, query_ptr, key_ptr, bias_ptr, t_sums_ptr, t_query_ptr, t_key_ptr, t_bias_ptr,
-    query_mask_ptr, key_mask_ptr,
-    grad_batch, grad_head, grad_token, query_batch, query_head, query_token, key_batch, key_head, key_token,
-    bias_batch, bias_head, bias_token, t_query_batch, t_query_head, t_query_token, t_key_batch, t_key_head,
-    t_key_token, t_bias_batch, t_bias_head, t_bias_token, n_queries, n_keys, window, scale, t_scale,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, AVERAGED: tl.constexpr,
-    T_GROUP: tl.constexpr, T_DIM: tl.constexpr, T_BLOCK_DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    row_scale_ptr, grad_ptr, grad_batch, grad_head, grad_token, student, teacher, tokens,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    first, key_heads = tl.program_id(0).to(tl.int64) * KEYS, HEADS // GROUP
+    first, key_heads = tl.program_id(0).to(tl.int64) * KEYS, student.HEADS // student.GROUP
     batch, of_key = tl.program_id(1).to(tl.int64) // key_heads, tl.program_id(1).to(tl.int64) % key_heads
-    keys, ahead = first + tl.arange(0, KEYS), n_keys - n_queries
-    exists = _there(key_mask_ptr, batch, keys, n_keys)
-    key = _load(key_ptr + batch * key_batch + of_key * key_head, key_token, keys, exists, DIM, BLOCK_DIM)
-    t_bias_base = None if t_bias_ptr is None else t_bias_ptr + batch * t_bias_batch
-    grad = tl.zeros((KEYS, BLOCK_DIM), tl.float32)
-    begin, end = _query_range(first, KEYS, n_queries, ahead, window, ROWS, CAUSAL, WINDOW)
-    for head in range(of_key * GROUP, (of_key + 1) * GROUP):
-        query_base = query_ptr + batch * query_batch + head * query_head
-        bias_base = None if bias_ptr is None else bias_ptr + batch * bias_batch + head * bias_head
+    keys = first + tl.arange(0, KEYS)
+    exists = there(tokens.key_mask, batch, keys, tokens.n_keys)
+    key = load_key(student, batch, of_key * student.GROUP, keys, exists)
+    grad = tl.zeros((KEYS, student.BLOCK_DIM), tl.float32)
+    begin, end = query_range(tokens, first, KEYS, ROWS)
+    for head in range(of_key * student.GROUP, (of_key + 1) * student.GROUP):
         for step in range(begin, end, ROWS):
             queries = step + tl.arange(0, ROWS)
-            row, inside = (batch * HEADS + head) * n_queries + queries, queries < n_queries
-            row_scale = tl.load(row_scale_ptr + row, mask=inside, other=0.0)
-            top, z, _ = _load_sums(sums_ptr, row, inside)
-            counts = _there(query_mask_ptr, batch, queries, n_queries)
-            query = _load(query_base, query_token, queries, counts, DIM, BLOCK_DIM)
-            visible = _visible(queries, keys, counts, exists, ahead, window, CAUSAL, WINDOW)
-            scores = _scores(query, key, scale, bias_base, bias_token, queries, keys, visible)
-            raw_t, z_t = _teacher(
-                t_sums_ptr + 2 * batch * HEADS * AVERAGED * n_queries, t_query_ptr + batch * t_query_batch,
-                t_key_ptr + batch * t_key_batch, t_bias_base, t_query_head, t_query_token, t_key_head, t_key_token,
-                t_bias_head, t_bias_token, head, queries, keys, counts, exists, visible, n_queries, t_scale, AVERAGED,
-                T_GROUP, T_DIM, T_BLOCK_DIM,
-            )  # fmt: skip
-            p_s = exp(scores - origin(top)[:, None], 1.0) / z[:, None]
-            p_t = exp(raw_t, 1.0) / z_t[:, None]
-            difference = tl.where((row_scale != 0.0)[:, None], (p_s - p_t) * row_scale[:, None], 0.0)
+            row = (batch * student.HEADS + head) * tokens.n_queries + queries
+            row_scale = tl.load(row_scale_ptr + row, mask=queries < tokens.n_queries, other=0.0)
+            top, z, _ = load_sums(student, tokens, batch, head, queries)
+            counts = there(tokens.query_mask, batch, queries, tokens.n_queries)
+            query = load_query(student, batch, head, queries, counts)
+            of_student, x_t, z_t = both_tiles(
+                student, teacher, tokens, batch, head, query, key, queries, keys, counts, exists
+            )
+            p_s = exp(of_student - origin(top)[:, None], 1.0) / z[:, None]
+            difference = (p_s - exp(x_t, 1.0) / z_t[:, None]) * row_scale[:, None]
+            difference = tl.where((row_scale != 0.0)[:, None], difference, 0.0)
             grad += tl.dot(tl.trans(difference).to(query.dtype), query, input_precision="ieee")
-    dims = tl.arange(0, BLOCK_DIM)
-    mask = (keys < n_keys)[:, None] & (dims < DIM)[None, :]
+    dims = tl.arange(0, student.BLOCK_DIM)
+    mask = (keys < tokens.n_keys)[:, None] & (dims < student.DIM)[None, :]
     grad_base = grad_ptr + batch * grad_batch + of_key * grad_head
     tl.store(grad_base + keys[:, None] * grad_token + dims[None, :], grad, mask=mask)
 
@@ -270,16 +149,33 @@ def block_dim(dim: int) -> int:
     return max(16, int(triton.next_power_of_2(dim)))
 
 
-def tile(dtype: torch.dtype, dim: int) -> dict[str, int]:
-    """Rows and keys of a tile and warps: what the registers of the gradients' accumulators leave room for."""
+def tile(kernel: Any, dtype: torch.dtype, dim: int) -> dict[str, int]:
+    """Rows and keys of a tile, warps, and loads that run ahead: what the registers leave room for."""
+    if dtype == torch.float32 and kernel is key_gradient_kernel:
+        return {"ROWS": 16, "KEYS": 16, "num_warps": 8, "num_stages": 1}
     if dtype == torch.float32:
-        return {"ROWS": 16, "KEYS": 16, "num_warps": 4 if dim <= 64 else 8}
-    return {"ROWS": 64 if dim <= 64 else 32, "KEYS": 32, "num_warps": 8}
+        return {"ROWS": 16, "KEYS": 16, "num_warps": 4 if dim <= 64 else 8, "num_stages": 2}
+    if dim <= 64:
+        return {"ROWS": 64, "KEYS": 32, "num_warps": 8, "num_stages": 2}
+    return {"ROWS": 32, "KEYS": 32, "num_warps": 8}
+
+
+def _model(query: Tensor, key: Tensor, bias: Tensor | None, lse: Tensor | None, scale: float) -> Model:
+    """A known log Σ exp stands for the maximum of its row, whose Z is then 1; of an empty row it is ±inf."""
+    heads, dim = query.shape[1], query.shape[3]
+    if lse is None:
+        sums = query.new_empty((*query.shape[:3], 2), dtype=torch.float32)
+    else:
+        empty = lse.isinf()
+        sums = torch.stack((lse.masked_fill(empty, float("-inf")), torch.where(empty, 0.0, 1.0)), dim=-1)
+    strides = [n for x in (query, key, bias) for n in ((0, 0, 0) if x is None else x.stride()[:3])]
+    constants = (tl.constexpr(n) for n in (heads, heads // key.shape[1], dim, block_dim(dim)))
+    return Model(sums, query, key, bias, *strides, scale, *constants)
 
 
 def launch_attention_kl_div(
-    student: tuple[Tensor, Tensor, Tensor | None],
-    teacher: tuple[Tensor, Tensor, Tensor | None],
+    student: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    teacher: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     *,
     query_mask: Tensor | None,
     key_mask: Tensor | None,
@@ -288,49 +184,35 @@ def launch_attention_kl_div(
     window: int,
     row_weight: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (B, H, T_q) and gradients of query and key, empty without ``row_weight``; a model is query, key, bias."""
-    query, key, bias = student
+    """Loss (B, H, T_q) and gradients of query and key, empty without ``row_weight``.
+
+    A model is query, key, bias and log Σ exp of its rows of scores, (B, H, T_q) float32.
+    """
+    query, key = student[:2]
     batch, heads, n_queries, dim = query.shape
-    n_keys = key.shape[2]
+    n_keys, key_heads = key.shape[2], key.shape[1]
     loss = query.new_empty(query.shape[:-1], dtype=torch.float32)
-    need_grad = row_weight is not None
-    grads = [torch.empty_like(x) if need_grad else x.new_empty(0) for x in (query, key)]
+    grads = [x.new_empty(0) if row_weight is None else torch.empty_like(x) for x in (query, key)]
     if not loss.numel() or not n_keys:
         return loss.zero_(), grads[0].zero_(), grads[1].zero_()
-    sizes = tile(query.dtype, max(dim, teacher[0].shape[3]))
+    wider = max(dim, teacher[0].shape[3])
+    sizes, key_sizes = (tile(kernel, query.dtype, wider) for kernel in (loss_kernel, key_gradient_kernel))
     masks = [None if mask is None else mask.contiguous() for mask in (query_mask, key_mask)]
-    shared: dict[str, Any] = {"CAUSAL": causal, "WINDOW": window > 0, **sizes}
-    row_blocks = triton.cdiv(n_queries, sizes["ROWS"])
-
-    def model(query: Tensor, key: Tensor, bias: Tensor | None) -> tuple[list[Any], list[int]]:
-        strides = [n for x in (query, key, bias) for n in ((0, 0, 0) if x is None else x.stride()[:3])]
-        return [query, key, bias], strides
-
-    sums = []
-    for (q, k, b), scale in zip((student, teacher), scales, strict=True):
-        tensors, strides = model(q, k, b)
-        sums.append(q.new_empty((*q.shape[:-1], 2), dtype=torch.float32))
-        sums_kernel[(row_blocks, batch * q.shape[1])](
-            sums[-1], *tensors, *masks, *strides, n_queries, n_keys, window, scale,
-            HEADS=q.shape[1], GROUP=q.shape[1] // k.shape[1], DIM=q.shape[3], BLOCK_DIM=block_dim(q.shape[3]), **shared,
-        )  # fmt: skip
-    tensors, strides = model(query, key, bias)
-    t_tensors, t_strides = model(*teacher)
-    operands = sums[0], *tensors, sums[1], *t_tensors, *masks
-    sizes_and_scales = *strides, *t_strides, n_queries, n_keys, window, *scales
-    t_heads, t_dim = teacher[0].shape[1], teacher[0].shape[3]
-    shared |= {"HEADS": heads, "GROUP": heads // key.shape[1], "DIM": dim, "BLOCK_DIM": block_dim(dim)}
-    shared |= {"AVERAGED": t_heads // heads, "T_GROUP": t_heads // teacher[1].shape[1]}
-    shared |= {"T_DIM": t_dim, "T_BLOCK_DIM": block_dim(t_dim)}
-    row_scale = torch.empty_like(loss) if need_grad else None
-    weight = None if row_weight is None else row_weight.contiguous()
-    grad_query = grads[0] if need_grad else None
-    grad_strides = grads[0].stride()[:3] if need_grad else (0, 0, 0)
-    loss_kernel[(row_blocks, batch * heads)](
-        loss, row_scale, grad_query, weight, *operands, *grad_strides, *sizes_and_scales, **shared
-    )
-    if need_grad:
-        key_gradient_kernel[(triton.cdiv(n_keys, sizes["KEYS"]), batch * key.shape[1])](
-            row_scale, grads[1], *operands, *grads[1].stride()[:3], *sizes_and_scales, **shared
+    tokens = Tokens(*masks, n_queries, n_keys, window, tl.constexpr(causal), tl.constexpr(window > 0))
+    models = [_model(*model, scale) for model, scale in zip((student, teacher), scales, strict=True)]
+    row_blocks, key_blocks = triton.cdiv(n_queries, sizes["ROWS"]), triton.cdiv(n_keys, key_sizes["KEYS"])
+    with torch.cuda.device_of(query):
+        for model, (*_, lse) in zip(models, (student, teacher), strict=True):
+            if lse is None:
+                sums_kernel[(row_blocks, batch * model.query.shape[1])](model, tokens, **sizes)
+        if row_weight is None:
+            loss_kernel[(row_blocks, batch * heads)](loss, None, None, 0, 0, 0, None, *models, tokens, **sizes)
+            return loss, grads[0], grads[1]
+        row_scale = torch.empty_like(loss)
+        loss_kernel[(row_blocks, batch * heads)](
+            loss, row_scale, grads[0], *grads[0].stride()[:3], row_weight.contiguous(), *models, tokens, **sizes
+        )
+        key_gradient_kernel[(key_blocks, batch * key_heads)](
+            row_scale, grads[1], *grads[1].stride()[:3], *models, tokens, **key_sizes
         )
     return loss, grads[0], grads[1]

@@ -12,6 +12,11 @@ BAD_CALLS = {
     "teacher_query must be float32, .* got torch.int64": {"teacher_query": HEADS.long()},
     "teacher_key is on meta, but student_query is on cpu": {"teacher_key": HEADS.to("meta")},
     "teacher_query requires grad": {"teacher_query": HEADS.clone().requires_grad_()},
+    r"student_lse must be floating point \(B, H, T_q\) = \(2, 4, 6\), got torch.float32 \(2, 6, 4\)": {
+        "student_lse": torch.zeros(2, 6, 4)
+    },
+    r"teacher_lse must be floating point .*, got torch.int64": {"teacher_lse": torch.zeros(2, 4, 6, dtype=torch.int64)},
+    "teacher_lse is on meta, but student_query is on cpu": {"teacher_lse": torch.zeros(2, 4, 6, device="meta")},
     "student_bias requires grad": {"student_bias": torch.zeros(1, 4, 6, 6, requires_grad=True)},
     r"student_query must be \(B, H, T, d\) with d >= 1, got shape \(4, 6, 8\)": {"student_query": HEADS[0]},
     r"student_key \(2, 4, 6, 7\): B and d must be equal": {"student_key": HEADS[..., :7]},
@@ -55,14 +60,14 @@ def test_bad_input_is_named(message):
         ("query and key must be", 1, HEADS[:, :3]),
         ("the last dimension must be dense", 2, HEADS.transpose(2, 3).contiguous().transpose(2, 3)),
         ("must agree in batch, tokens and dtype", 3, HEADS[:, :, :5]),
-        ("a mask must be bool", 6, torch.ones(2, 5).bool()),
-        ("a mask must be bool", 7, torch.ones(2, 6)),
+        ("a mask must be bool", 8, torch.ones(2, 5).bool()),
+        ("a mask must be bool", 9, torch.ones(2, 6)),
         ("student bias must be float32", 4, torch.zeros(2, 4, 6, 5)),
-        ("row_weight must be float32", 12, torch.ones(2, 4, 5)),
+        ("row_weight must be float32", 14, torch.ones(2, 4, 5)),
     ],
 )
 def test_the_op_itself_guards_its_memory(message, position, value):
-    arguments = [HEADS] * 4 + [None] * 4 + [0.3, 0.3, False, 0, None]
+    arguments = [HEADS] * 4 + [None] * 6 + [0.3, 0.3, False, 0, None]
     arguments[position] = value
     with pytest.raises(RuntimeError, match=message):
         torch.ops.fastkd.attention_kl_div(*arguments)

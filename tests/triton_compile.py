@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import namedtuple
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +20,13 @@ CAPABILITIES = (80, 90, 100)
 
 
 class Job(NamedTuple):
-    """A kernel as one launch specialises it: ``signature`` names types of arguments, ``constexprs`` their values."""
+    """A kernel as one launch specialises it: ``signature`` names types of arguments, ``constexprs`` their values.
+
+    An argument that is a named tuple has a dict of its fields' types; a field's name is "argument.field".
+    """
 
     kernel: str  # "package.module:function"
-    signature: dict[str, str]
+    signature: dict[str, Any]
     constexprs: dict[str, Any]
     aligned: list[str]  # arguments divisible by 16, as Triton would have seen at the launch
     options: dict[str, Any]  # num_warps and the like
@@ -60,12 +64,24 @@ def _compile(job: Job) -> Resources:
 
     module, function = job.kernel.split(":")
     kernel = getattr(import_module(module), function)
-    signature = {name: "constexpr" if name in job.constexprs else kind for name, kind in job.signature.items()}
-    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in job.aligned}
-    source = ASTSource(kernel, signature, job.constexprs, attributes)
+    signature = {name: _types(name, kind, job.constexprs) for name, kind in job.signature.items()}
+    constexprs = {_position(name, signature): value for name, value in job.constexprs.items()}
+    attributes = {_position(name, signature): [["tt.divisibility", 16]] for name in job.aligned}
+    source = ASTSource(kernel, signature, constexprs, attributes)
     target = GPUTarget("cuda", job.capability, 32)
     binary = triton.compile(source, target=target, options=job.options)
     return _resources(binary.asm["cubin"])
+
+
+def _types(name: str, kind: Any, constexprs: dict[str, Any]) -> Any:
+    if isinstance(kind, dict):
+        return namedtuple(name, kind)(*(_types(f"{name}.{field}", of, constexprs) for field, of in kind.items()))
+    return "constexpr" if name in constexprs else kind
+
+
+def _position(name: str, signature: dict[str, Any]) -> tuple[int, ...]:
+    argument, *field = name.split(".")
+    return (list(signature).index(argument), *(signature[argument]._fields.index(each) for each in field))
 
 
 def _resources(cubin: bytes) -> Resources:

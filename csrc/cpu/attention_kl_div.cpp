@@ -65,13 +65,12 @@ void run(const AttentionKlDivTask& task) {
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> attention_kl_div(const Tensor& student_query, const Tensor& student_key,
-                                                    const Tensor& teacher_query, const Tensor& teacher_key,
-                                                    std::optional<Tensor> student_bias,
-                                                    std::optional<Tensor> teacher_bias,
-                                                    std::optional<Tensor> query_mask, std::optional<Tensor> key_mask,
-                                                    double student_scale, double teacher_scale, bool causal,
-                                                    int64_t window, std::optional<Tensor> row_weight) {
+std::tuple<Tensor, Tensor, Tensor> attention_kl_div(
+    const Tensor& student_query, const Tensor& student_key, const Tensor& teacher_query, const Tensor& teacher_key,
+    std::optional<Tensor> student_bias, std::optional<Tensor> teacher_bias,
+    std::optional<Tensor> /*student_lse: its scores are at hand*/, std::optional<Tensor> /*teacher_lse*/,
+    std::optional<Tensor> query_mask, std::optional<Tensor> key_mask, double student_scale, double teacher_scale,
+    bool causal, int64_t window, std::optional<Tensor> row_weight) {
   using namespace torch::stable;
   AttentionKlDivTask task{};
   task.student = model_of("student", student_query, student_key, student_bias, student_scale);

@@ -48,8 +48,7 @@ inline int64_t scratch_floats(const AttentionKlDivTask& task) {
   const auto width = [](int64_t n) { return (n + 31) / 32 * 32 + 16; };
   const int64_t student = width(task.student.dim), teacher = width(task.teacher.dim), keys = width(task.keys);
   const int64_t averaged = task.teacher.heads / task.student.heads, rows = block_rows(task);
-  return keys * (3 * student + averaged * teacher) + 32 * (student + teacher) + rows * (2 * student + teacher) +
-         3 * rows * keys + keys;
+  return keys * (4 * student + (1 + averaged) * teacher) + rows * (3 * student + teacher) + 3 * rows * keys + keys;
 }
 
 }  // namespace fastkd

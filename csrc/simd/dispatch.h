@@ -31,4 +31,17 @@ inline Target target() {
   return chosen;
 }
 
+// Products of bfloat16 pairs in one instruction (AVX512-BF16); FASTKD_CPU_TARGET=avx512-no-bf16 does without.
+inline bool has_bfloat16_pairs() {
+#if defined(__x86_64__)
+  static const bool has = [] {
+    const char* wanted = std::getenv("FASTKD_CPU_TARGET");
+    return __builtin_cpu_supports("avx512bf16") && !(wanted && std::strcmp(wanted, "avx512-no-bf16") == 0);
+  }();
+  return has;
+#else
+  return false;
+#endif
+}
+
 }  // namespace fastkd

@@ -172,11 +172,13 @@ inline float to_float(Half x) {
 
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
-inline void store(BFloat16* p, Vec v) {
+inline VecBits bfloat16_bits(Vec v) {
   const VecBits bits = (VecBits)v;
   const VecBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  store_bits(p, (VecBits)(v != v) ? VecBits{} + 0x7fc0 : rounded);
+  return (VecBits)(v != v) ? VecBits{} + 0x7fc0 : rounded;
 }
+
+inline void store(BFloat16* p, Vec v) { store_bits(p, bfloat16_bits(v)); }
 
 inline void store(Half* p, Vec v) {
 #if defined(FASTKD_AVX512)

@@ -31,6 +31,8 @@ def attention_kl_div(
     teacher_scale: float | None = None,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
+    student_lse: Tensor | None = None,
+    teacher_lse: Tensor | None = None,
     relation_heads: int | None = None,
     average_teacher_heads: bool = False,
     layout: Layout = "bhtd",
@@ -56,6 +58,9 @@ def attention_kl_div(
         student_scale, teacher_scale: of Q Kᵀ, positive; 1/√d by default.
         student_bias, teacher_bias: added to the scaled scores, (B or 1, H or 1, T_q or 1, T_k), computed in float32;
             no gradient flows to them. −inf excludes a key.
+        student_lse, teacher_lse: log Σ exp of the rows of scores, (B, H, T_q), over the keys that a query sees: what
+            FlashAttention returns beside its output. They save the GPU kernels a pass; the CPU kernel takes its own.
+            No gradient flows to them, and none is missing.
         relation_heads: join the heads of each token and split them anew into so many, the same for both models.
             Query and key must then have one width H·d. Tensors whose heads are not adjacent are copied.
         average_teacher_heads: a teacher with g times as many heads as the student is compared by the mean of the
@@ -88,6 +93,8 @@ def attention_kl_div(
     options = Options(
         _bias("student_bias", student_bias, q_s, k_s),
         _bias("teacher_bias", teacher_bias, q_t, k_t),
+        _lse("student_lse", student_lse, q_s),
+        _lse("teacher_lse", teacher_lse, q_t),
         queries_valid,
         keys_exist,
         _scale("student_scale", student_scale, q_s),
@@ -138,6 +145,8 @@ class AttentionKLDivLoss(nn.Module):
         query_mask: Tensor | None = None,
         student_bias: Tensor | None = None,
         teacher_bias: Tensor | None = None,
+        student_lse: Tensor | None = None,
+        teacher_lse: Tensor | None = None,
         normalizer: float | Tensor | None = None,
     ) -> Tensor:
         return attention_kl_div(
@@ -153,6 +162,8 @@ class AttentionKLDivLoss(nn.Module):
             teacher_scale=self.teacher_scale,
             student_bias=student_bias,
             teacher_bias=teacher_bias,
+            student_lse=student_lse,
+            teacher_lse=teacher_lse,
             relation_heads=self.relation_heads,
             average_teacher_heads=self.average_teacher_heads,
             layout=self.layout,
@@ -242,6 +253,17 @@ def _bias(name: str, bias: Tensor | None, query: Tensor, key: Tensor) -> Tensor 
         raise ValueError(f"{name} is on {bias.device}, but student_query is on {query.device}")
     bias = bias.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
     return (bias if bias.stride(3) == 1 else bias.contiguous()).expand(whole)
+
+
+def _lse(name: str, lse: Tensor | None, query: Tensor) -> Tensor | None:
+    if lse is None:
+        return None
+    if lse.shape != query.shape[:3] or not lse.is_floating_point():
+        wanted = tuple(query.shape[:3])
+        raise ValueError(f"{name} must be floating point (B, H, T_q) = {wanted}, got {lse.dtype} {tuple(lse.shape)}")
+    if lse.device != query.device:
+        raise ValueError(f"{name} is on {lse.device}, but student_query is on {query.device}")
+    return lse.detach().float()
 
 
 def _scale(name: str, scale: float | None, query: Tensor) -> float:

@@ -12,8 +12,9 @@ from fastkd.ops.kl_div import MEAN, NONE
 _extension.define(
     "attention_kl_div",
     "(Tensor student_query, Tensor student_key, Tensor teacher_query, Tensor teacher_key, Tensor? student_bias, "
-    "Tensor? teacher_bias, Tensor? query_mask, Tensor? key_mask, float student_scale, float teacher_scale, "
-    "bool causal, int window, Tensor? row_weight) -> (Tensor loss, Tensor grad_query, Tensor grad_key)",
+    "Tensor? teacher_bias, Tensor? student_lse, Tensor? teacher_lse, Tensor? query_mask, Tensor? key_mask, "
+    "float student_scale, float teacher_scale, bool causal, int window, Tensor? row_weight) -> "
+    "(Tensor loss, Tensor grad_query, Tensor grad_key)",
 )
 
 
@@ -22,6 +23,8 @@ class Options(NamedTuple):
 
     student_bias: Tensor | None
     teacher_bias: Tensor | None
+    student_lse: Tensor | None
+    teacher_lse: Tensor | None
     query_mask: Tensor | None
     key_mask: Tensor | None
     student_scale: float
@@ -45,7 +48,8 @@ def attention_kl_div(
     count = _count(student_query, options.query_mask, normalizer) if reduction == MEAN else None
     device, dtype = student_query.device.type, student_query.dtype
     if _extension.backend("attention_kl_div", device, dtype) == "reference":
-        return _reduce(reference.attention_kl_div_rows(*tensors, **options._asdict()), reduction, count)
+        defining = {name: value for name, value in options._asdict().items() if not name.endswith("_lse")}
+        return _reduce(reference.attention_kl_div_rows(*tensors, **defining), reduction, count)
     dense = [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
     if torch.is_grad_enabled() and (student_query.requires_grad or student_key.requires_grad):
         return _AttentionKLDiv.apply(*dense, options, reduction, count)  # type: ignore[no-untyped-call, no-any-return]
@@ -124,8 +128,8 @@ def _triton(
     *values, row_weight = arguments
     options = Options(*values)
     loss, grad_query, grad_key = launch_attention_kl_div(
-        (student_query, student_key, options.student_bias),
-        (teacher_query, teacher_key, options.teacher_bias),
+        (student_query, student_key, options.student_bias, options.student_lse),
+        (teacher_query, teacher_key, options.teacher_bias, options.teacher_lse),
         query_mask=options.query_mask,
         key_mask=options.key_mask,
         scales=(options.student_scale, options.teacher_scale),
