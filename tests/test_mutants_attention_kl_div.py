@@ -1,7 +1,6 @@
 """Mutants of attention_kl_div, in the manner of ``test_mutants``: the tests must notice every one of them."""
 
 import pytest
-from test_mutants import judge
 
 HEAD, ROWS, MATMUL = "csrc/simd/attention_kl_div.h", "csrc/simd/attention_rows.h", "csrc/simd/matmul.h"
 TRITON, TILES = "kernels/attention_kl_div.py", "kernels/_attention.py"
@@ -60,5 +59,5 @@ MUTANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mutant_is_killed(name, tmp_path):
-    judge(name, MUTANTS[name], tmp_path / "fastkd", "tests/test_attention_kl_div.py")
+def test_mutant_is_killed(name, judge):
+    judge(name, MUTANTS[name], "tests/test_attention_kl_div.py")
