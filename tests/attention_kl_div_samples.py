@@ -59,7 +59,7 @@ def _excluding() -> dict[str, Tensor]:
     """−inf in both models, in the student's alone (a loss of +inf), in the teacher's alone, and of whole rows."""
     student, teacher = bias(37, 37).clone(), bias(37, 37, seed=2).clone()
     student[:, 0, :, 5:9] = teacher[:, 0, :, 5:9] = -INF
-    student[:, 1, 4, 30] = teacher[:, 1, 6, 11] = -INF
+    student[:, 1, 4, 31] = teacher[:, 1, 6, 11] = -INF
     student[:, 0, 10] = teacher[:, 0, 11] = -INF
     student[:, 1, 12] = teacher[:, 1, 12] = -INF
     return {"student_bias": student, "teacher_bias": teacher}
