@@ -21,7 +21,7 @@ MUTANTS = {
     "maxima are not carried on": (SUMS, "sum_s[0] *= decay_s;", ""),
     "the gradient forgets its block's maximum": (
         KERNEL,
-        "u *= all.power_s(tile.maxima().first(begin / Tile::kBlock));",
+        "u *= all.decay_s(tile.maxima().first(begin / Tile::kBlock));",
         "",
     ),
     "infinite rows are missed": (SUMS, "all.infinite |= excluded<D>(tile);", ""),

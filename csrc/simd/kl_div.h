@@ -19,8 +19,8 @@ void soft_gradient(Tile& tile, const Sums& all, const Mixture& m, Vec per, F sin
       const int64_t end = begin + Tile::kBlock < steps ? begin + Tile::kBlock : steps;
       Vec u = Tile::spread(of_first, r), v = Tile::spread(of_second, r);
       if (!Tile::kOneBlock && D != Divergence::jsd) {
-        u *= all.power_s(tile.maxima().first(begin / Tile::kBlock));
-        if (D == Divergence::forward) v *= all.power_t(tile.maxima().second(begin / Tile::kBlock));
+        u *= all.decay_s(tile.maxima().first(begin / Tile::kBlock));
+        if (D == Divergence::forward) v *= all.decay_t(tile.maxima().second(begin / Tile::kBlock));
       }
       for (int64_t i = begin; i < end; ++i) {
         const Vec first = pairs.first(i), second = pairs.second(i);

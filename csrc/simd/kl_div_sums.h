@@ -54,6 +54,11 @@ struct Sums {
   Vec power_s(Vec x) const { return exp2((x - max_s) * scale); }
   Vec power_t(Vec y) const { return exp2((y - max_t) * scale); }
 
+  // The same of an earlier maximum, which is 0 in a lane that had met nothing and may then lie above: what it is
+  // multiplied with is 0, but not what it would overflow to.
+  Vec decay_s(Vec earlier) const { return exp2(min(Vec{}, (earlier - max_s) * scale)); }
+  Vec decay_t(Vec earlier) const { return exp2(min(Vec{}, (earlier - max_t) * scale)); }
+
   template <class Tile>
   Sums on(int strip) const {
     const auto spread = [strip](Vec v) { return Tile::spread(v, strip); };
@@ -144,7 +149,7 @@ struct Sweep {
     all.max_s = zero_if_none(max_s);
     all.max_t = zero_if_none(max_t);
     if (first) return;
-    const Vec decay_s = all.power_s(before.max_s), decay_t = all.power_t(before.max_t);
+    const Vec decay_s = all.decay_s(before.max_s), decay_t = all.decay_t(before.max_t);
     sum_s[0] *= decay_s;
     sum_t[0] *= decay_t;
     cross[0] *= kReverse ? decay_s : decay_t;
