@@ -16,6 +16,14 @@ STABLE_TORCH_LIBRARY(fastkd, m) {
       "kl_div_(Tensor(a!) student, Tensor teacher, Tensor? row_temperature, float temperature, int divergence, "
       "float beta, Tensor? valid, Tensor? labels, float cross_entropy_weight, int reduction, Tensor? denominator, "
       "bool scale_by_temperature, bool need_stats) -> (Tensor loss, Tensor stats)");
+  m.def(
+      "topk_kl_div(Tensor student, Tensor ids, Tensor teacher, Tensor? row_temperature, float temperature, "
+      "int divergence, float beta, Tensor? valid, Tensor? row_weight, int reduction, Tensor? denominator, "
+      "bool scale_by_temperature, bool need_grad) -> (Tensor loss, Tensor grad)");
+  m.def(
+      "topk_kl_div_(Tensor(a!) student, Tensor ids, Tensor teacher, Tensor? row_temperature, float temperature, "
+      "int divergence, float beta, Tensor? valid, Tensor? row_weight, int reduction, Tensor? denominator, "
+      "bool scale_by_temperature) -> Tensor");
   m.def("prefer_huge_pages_(Tensor(a!) memory) -> ()");
   m.def("mixup(Tensor x, Tensor permutation, Tensor lam, bool transpose) -> Tensor");
   m.def("embedding_mixup(Tensor ids, Tensor table, Tensor permutation, Tensor lam, int padding_idx) -> Tensor");

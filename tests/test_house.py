@@ -52,7 +52,7 @@ def test_every_program_id_is_widened_before_it_becomes_an_offset():
         assert not narrow, f"{path.name}: {narrow}"
 
 
-COMPOSED = ("linear_kl_div",)
+COMPOSED = ("linear_kl_div", "linear_topk_kl_div")
 """Ops without kernels of their own: matrix products of torch around another op's."""
 
 

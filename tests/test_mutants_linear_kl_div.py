@@ -18,7 +18,7 @@ MUTANTS = {
         "row_temperature=options.row_temperature",
     ),
     "masked rows are multiplied out": (OP, "options.valid.nonzero()", "(options.valid | True).nonzero()"),
-    "the cap has no slope": (OP, "student * capped, capped, value=-1", "student * capped, capped, value=0"),
+    "the cap has no slope": (HEADS, "logits * capped, capped, value=-1", "logits * capped, capped, value=0"),
     "every chunk rounds the weight's gradient": (HEADS, "> FEW * chunk", "> 1e9 * chunk"),
     "only the last chunk moves the weight": (HEADS, "if total is None:", "if True:"),
     "the weight's gradient forgets the rows' weights": (

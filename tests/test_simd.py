@@ -34,7 +34,7 @@ def test_vectors_on_every_target_of_this_cpu(tmp_path):
     assert "baseline" in run(build(NATIVE, "vec", tmp_path))
 
 
-@pytest.mark.parametrize("program", ["vec", "kl_div"])
+@pytest.mark.parametrize("program", ["vec", "kl_div", "topk_kl_div"])
 def test_kernels_on_arm(program, tmp_path):
     binary = build(ARM, program, tmp_path, "-static")
     if shutil.which(EMULATOR) is None:

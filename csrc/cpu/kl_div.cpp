@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "cpu/huge_pages.h"
+#include "cpu/rows.h"
 #include "cpu/scratch.h"
 #include "cpu/tensor.h"
 #include "simd/dispatch.h"
@@ -23,13 +24,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-enum Reduction { kNone, kSum, kMean };
-
 constexpr int64_t kGrain = 1 << 14;  // logits per task: below that a thread costs more than it brings
-
-Tensor dense_rows(const Tensor& logits) {
-  return logits.stride(1) == 1 || logits.size(1) == 1 ? logits : torch::stable::contiguous(logits);
-}
 
 void run(const KlDivTask& task) {
   const auto kernel = FASTKD_PICK(kl_div);
@@ -41,18 +36,6 @@ void run(const KlDivTask& task) {
   torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
     kernel(task, begin * width, end * width < task.rows ? end * width : task.rows, scratch(floats));
   });
-}
-
-// Sum in double and in a fixed order, so that it does not depend on the number of threads.
-float sum(const float* values, int64_t n) {
-  constexpr int kSums = 8;
-  double totals[kSums] = {}, total = 0;
-  int64_t i = 0;
-  for (; i + kSums <= n; i += kSums)
-    for (int k = 0; k < kSums; ++k) totals[k] += values[i + k];
-  for (; i < n; ++i) total += values[i];
-  for (const double t : totals) total += t;
-  return (float)total;
 }
 
 // The public function checks labels too, with a better message; here nothing but a read out of bounds is at stake.

@@ -22,8 +22,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-enum Reduction { kNone, kSum, kMean };
-
 // Slices come in fours, which share out evenly among few threads; each holds its own sums, so there are not too many.
 constexpr int64_t kSliceRows = 1024, kMinSliceRows = 128, kMaxSlices = 16;
 // Rows of a chunk: more than the cache would ask for where a call of the BLAS costs as much as its work.

@@ -1,4 +1,4 @@
-// Rows of tensors: what their kernels take, and which of them count.
+// Rows of tensors: what their kernels take, which of them count, and how their losses are summed.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -24,6 +24,20 @@ inline std::vector<float> row_scale(const std::optional<torch::stable::Tensor>& 
   for (int64_t i = 0; valid && i < rows; ++i)
     if (!((const bool*)valid->data_ptr())[i]) scale[i] = 0.0f;
   return scale;
+}
+
+enum Reduction { kNone, kSum, kMean };
+
+// Sum in double and in a fixed order, so that it does not depend on the number of threads.
+inline float sum(const float* values, int64_t n) {
+  constexpr int kSums = 8;
+  double totals[kSums] = {}, total = 0;
+  int64_t i = 0;
+  for (; i + kSums <= n; i += kSums)
+    for (int k = 0; k < kSums; ++k) totals[k] += values[i + k];
+  for (; i < n; ++i) total += values[i];
+  for (const double t : totals) total += t;
+  return (float)total;
 }
 
 }  // namespace fastkd

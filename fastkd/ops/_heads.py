@@ -1,5 +1,6 @@
 """A language model's head as chunks of rows go through it: logits forwards, gradients of its parts backwards."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,15 @@ class Head(NamedTuple):
         if self.softcap is not None:
             out.div_(self.softcap).tanh_().mul_(self.softcap)
         return out
+
+
+def through_softcap(logits: Tensor, softcap: float | None, differentiate: Callable[[], Tensor]) -> Tensor:
+    """What ``differentiate`` returns, which puts a gradient in place of ``logits``: then that before the cap."""
+    capped = None if softcap is None else logits / softcap
+    losses = differentiate()
+    if capped is not None:
+        logits.addcmul_(logits * capped, capped, value=-1)  # the derivative of c tanh(z / c) is 1 - tanh²
+    return losses
 
 
 class Gradients:

@@ -132,21 +132,26 @@ class _KLDiv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        compiling = torch.compiler.is_compiling()
-        if torch.is_grad_enabled() and not compiling:
-            raise RuntimeError(
-                "the fused kl_div has no second derivative, which create_graph=True asks for: "
-                "use float64 logits or FASTKD_BACKEND=reference"
-            )
         grad, denominator = ctx.saved_tensors
-        if ctx.reduction == NONE:
-            grad_loss = grad_loss[:, None]
-        elif ctx.reduction == MEAN and grad.dtype == torch.float16:
-            # In half precision 1/N would flush most of the gradient to zero, so the kernels leave it out.
-            grad_loss = grad_loss / (max(grad.shape[0], 1) if denominator is None else denominator.clamp(min=1))
-        elif grad.device.type == "cpu" and not compiling and grad_loss.item() == 1.0:
-            return grad, None, None, None
-        return (grad * grad_loss).to(grad.dtype), None, None, None
+        return weighted("kl_div", grad, denominator, ctx.reduction, grad_loss), None, None, None
+
+
+def weighted(op: str, grad: Tensor, denominator: Tensor | None, reduction: int, grad_loss: Tensor) -> Tensor:
+    """The logits' gradient that ``op`` made in its forward pass, times the loss's."""
+    compiling = torch.compiler.is_compiling()
+    if torch.is_grad_enabled() and not compiling:
+        raise RuntimeError(
+            f"the fused {op} has no second derivative, which create_graph=True asks for: "
+            "use float64 logits or FASTKD_BACKEND=reference"
+        )
+    if reduction == NONE:
+        grad_loss = grad_loss[:, None]
+    elif reduction == MEAN and grad.dtype == torch.float16:
+        # In half precision 1/N would flush most of the gradient to zero, so the kernels leave it out.
+        grad_loss = grad_loss / (max(grad.shape[0], 1) if denominator is None else denominator.clamp(min=1))
+    elif grad.device.type == "cpu" and not compiling and grad_loss.item() == 1.0:
+        return grad
+    return (grad * grad_loss).to(grad.dtype)
 
 
 def _fake(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,12 +177,6 @@ def _triton_(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor,
 def _launch(student: Tensor, teacher: Tensor, options: Options, **wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
     from fastkd.kernels.kl_div import launch_kl_div
 
-    grad_scale = None
-    if options.reduction == MEAN and student.dtype != torch.float16:
-        count = options.denominator
-        if count is None:
-            count = torch.full((), student.shape[0], dtype=torch.float32, device=student.device)
-        grad_scale = torch.where(count == 0, 0.0, 1.0 / count)
     rows, grad, stats = launch_kl_div(
         student,
         teacher,
@@ -189,10 +188,19 @@ def _launch(student: Tensor, teacher: Tensor, options: Options, **wanted: bool) 
         labels=options.labels,
         cross_entropy_weight=options.cross_entropy_weight,
         scale_by_temperature=options.scale_by_temperature,
-        grad_scale=grad_scale,
+        grad_scale=grad_scale_of(student, options.reduction, options.denominator),
         **wanted,
     )
     return reduce(rows, options.reduction, options.denominator), grad, stats
+
+
+def grad_scale_of(student: Tensor, reduction: int, denominator: Tensor | None) -> Tensor | None:
+    """What a Triton kernel multiplies the gradient of its rows by; None for 1."""
+    if reduction != MEAN or student.dtype == torch.float16:
+        return None
+    if denominator is None:
+        denominator = torch.full((), student.shape[0], dtype=torch.float32, device=student.device)
+    return torch.where(denominator == 0, 0.0, 1.0 / denominator)
 
 
 def _fake_(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:

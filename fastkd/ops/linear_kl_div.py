@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastkd import reference
 from fastkd.ops import _extension
-from fastkd.ops._heads import Gradients, Head, fresh
+from fastkd.ops._heads import Gradients, Head, fresh, through_softcap
 from fastkd.ops.kl_div import MEAN, NAMES, NONE, denominator_of, reduce
 
 LEAST_BUDGET = 48 * 2**20
@@ -63,8 +63,7 @@ def linear_kl_div(
     if _extension.backend("linear_kl_div", student_hidden.device.type, student_hidden.dtype) == "reference":
         return reduce(_reference(student, options), reduction, denominator)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in student):
-        loss: Tensor = _LinearKLDiv.apply(*student, options, reduction, denominator)  # type: ignore[no-untyped-call]
-        return loss
+        return differentiable("linear_kl_div", student, options, reduction, denominator)
     rows = torch.ops.fastkd.linear_kl_div(*student, *options, None, False, False, False)[0]
     return reduce(rows, reduction, denominator)
 
@@ -90,31 +89,43 @@ def _reference(student: tuple[Tensor, Tensor, Tensor | None], options: Options) 
     )
 
 
-class _LinearKLDiv(torch.autograd.Function):
-    """Gradients in the forward pass; unreduced losses, whose weights are not known there, are computed once more."""
+def differentiable(
+    op: str, student: tuple[Tensor, Tensor, Tensor | None], options: Any, reduction: int, denominator: Tensor | None
+) -> Tensor:
+    """Reduced loss of an ``op`` that takes hidden states, weight and bias, its options, row weights and what to make.
 
+    Gradients in the forward pass; unreduced losses, whose weights are not known there, are computed once more.
+    """
+    loss: Tensor = _Linear.apply(*student, op, options, reduction, denominator)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        options: Options,
+        op: str,
+        options: Any,
         reduction: int,
         denominator: Tensor | None,
     ) -> Tensor:
+        ctx.op = op
+        evaluate = getattr(torch.ops.fastkd, op)
         ctx.unreduced = reduction == NONE
         ctx.has_bias = bias is not None
         needed = ctx.needs_input_grad[:3]
         if ctx.unreduced:
             ctx.save_for_backward(hidden, weight, bias)
             ctx.options = options
-            rows: Tensor = torch.ops.fastkd.linear_kl_div(hidden, weight, bias, *options, None, False, False, False)[0]
+            rows: Tensor = evaluate(hidden, weight, bias, *options, None, False, False, False)[0]
             return rows
         scale = hidden.new_full((), 1 / max(len(hidden), 1) if reduction == MEAN else 1.0, dtype=torch.float32)
         if denominator is not None:
             scale = torch.where(denominator == 0, 0.0, 1 / denominator)
-        rows, *grads = torch.ops.fastkd.linear_kl_div(hidden, weight, bias, *options, scale, *needed)
+        rows, *grads = evaluate(hidden, weight, bias, *options, scale, *needed)
         ctx.save_for_backward(*grads)
         return reduce(rows, reduction, denominator)
 
@@ -123,18 +134,19 @@ class _LinearKLDiv(torch.autograd.Function):
         compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and not compiling:
             raise RuntimeError(
-                "the fused linear_kl_div has no second derivative, which create_graph=True asks for: "
+                f"the fused {ctx.op} has no second derivative, which create_graph=True asks for: "
                 "use float64 tensors or FASTKD_BACKEND=reference"
             )
         needed = ctx.needs_input_grad[:3]
         if ctx.unreduced:
             hidden, weight, bias = ctx.saved_tensors
-            grads = torch.ops.fastkd.linear_kl_div(hidden, weight, bias, *ctx.options, grad_loss, *needed)[1:]
+            evaluate = getattr(torch.ops.fastkd, ctx.op)
+            grads = evaluate(hidden, weight, bias, *ctx.options, grad_loss, *needed)[1:]
         else:
             grads = ctx.saved_tensors
             if compiling or grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:
                 grads = [(grad * grad_loss).to(grad.dtype) for grad in grads]
-        return (*(grad if need else None for grad, need in zip(grads, needed, strict=True)), None, None, None)
+        return (*(grad if need else None for grad, need in zip(grads, needed, strict=True)), *(None,) * 4)
 
 
 def _default_budget(weight: Tensor) -> int:
@@ -147,7 +159,7 @@ def _default_budget(weight: Tensor) -> int:
     return max(LEAST_BUDGET, weight.nbytes * 3 // 16 if weight.dtype == torch.float32 else 3 * weight.nbytes)
 
 
-def _chunk_rows(rows: int, weight: Tensor, budget: int) -> tuple[int, int]:
+def chunk_rows(rows: int, weight: Tensor, budget: int) -> tuple[int, int]:
     """Rows of the student's and teacher's logits that exist at once, inside ``budget`` bytes (0: the default)."""
     budget = budget or _default_budget(weight)
     per_row = len(weight) * weight.element_size()
@@ -180,7 +192,7 @@ def _fused(
         options.teacher_softcap,
     )
     count, vocabulary = len(student.hidden), len(weight)
-    chunk, teacher_chunk = _chunk_rows(count, weight, options.memory_budget)
+    chunk, teacher_chunk = chunk_rows(count, weight, options.memory_budget)
     gradients = Gradients(student, counted(row_weight), chunk, need_hidden, need_weight, need_bias)
     buffer = fresh(hidden, chunk, vocabulary)
     teacher_buffer = fresh(teacher.hidden, teacher_chunk, vocabulary)
@@ -201,9 +213,6 @@ def _fused(
 
 def _divergence(student: Tensor, teacher: Tensor, rows: slice, options: Options, need_grad: bool) -> Tensor:
     """Losses of some rows; leaves the gradient in place of the student's logits when it is needed."""
-    capped = None
-    if need_grad and options.student_softcap is not None:
-        capped = student / options.student_softcap
     arguments = (
         student,
         teacher.to(student.dtype),
@@ -221,10 +230,7 @@ def _divergence(student: Tensor, teacher: Tensor, rows: slice, options: Options,
     if not need_grad:
         loss: Tensor = torch.ops.fastkd.kl_div(*arguments, False, False)[0]
         return loss
-    losses: Tensor = torch.ops.fastkd.kl_div_(*arguments, False)[0]
-    if capped is not None:
-        student.addcmul_(student * capped, capped, value=-1)  # the derivative of c tanh(z / c) is 1 - tanh²
-    return losses
+    return through_softcap(student, options.student_softcap, lambda: torch.ops.fastkd.kl_div_(*arguments, False)[0])
 
 
 def _fake(hidden: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
