@@ -75,14 +75,19 @@ class TeacherSignal:
 
         The tokens stand for texts, tokenizer and maximal length together.
         """
-        digest = hashlib.sha256(json.dumps([task, self.orders[task], str(self.autocast)]).encode())
-        for name, tensor in sorted(self.teachers[task].state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         columns = [name for name in ("row", *_INPUTS) if name in rows.column_names]
-        for batch in rows.select_columns(columns).iter(1000):
-            digest.update(json.dumps([batch[name] for name in columns]).encode())
-        return digest.hexdigest()
+        return fingerprint([task, self.orders[task], str(self.autocast)], self.teachers[task], rows, columns)
+
+
+def fingerprint(settings: list[Any], model: nn.Module, rows: Dataset, columns: Sequence[str]) -> str:
+    """Names settings, weights of a model and columns of its data together, so that what came of others is not used."""
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for batch in rows.select_columns(list(columns)).iter(1000):
+        digest.update(json.dumps([batch[name] for name in columns]).encode())
+    return digest.hexdigest()
 
 
 def _label_order(task: str, model: nn.Module, names: Sequence[str]) -> list[int]:
