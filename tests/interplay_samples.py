@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastkd.losses import attention_kl_div, embedding_mixup, kl_div, linear_kl_div, low_rank_mse, mixup, mse
+from fastkd.losses import (
+    attention_kl_div,
+    embedding_mixup,
+    kl_div,
+    linear_kl_div,
+    linear_topk_kl_div,
+    low_rank_mse,
+    mixup,
+    mse,
+    topk_kl_div,
+)
 
 WIDTH = 16
 HEADS = 2
@@ -57,6 +67,19 @@ def _kl_div(hidden: Tensor, weight: Tensor, batch: Batch, **options: Any) -> Ten
 def _linear_kl_div(hidden: Tensor, weight: Tensor, batch: Batch, **options: Any) -> Tensor:
     head = torch.linspace(-1, 1, WIDTH * WIDTH).view(WIDTH, WIDTH).to(batch.teacher)
     return linear_kl_div(hidden, weight, batch.teacher, head, mask=batch.mask, **options)
+
+
+def _topk(batch: Batch) -> dict[str, Tensor]:
+    values, ids = batch.teacher.float().topk(4)
+    return {"teacher_ids": ids, "teacher_values": values, "teacher_logsumexp": batch.teacher.float().logsumexp(-1)}
+
+
+def _topk_kl_div(hidden: Tensor, weight: Tensor, batch: Batch, **options: Any) -> Tensor:
+    return topk_kl_div(F.linear(hidden, weight), **_topk(batch), mask=batch.mask, **options)
+
+
+def _linear_topk_kl_div(hidden: Tensor, weight: Tensor, batch: Batch, **options: Any) -> Tensor:
+    return linear_topk_kl_div(hidden, weight, **_topk(batch), mask=batch.mask, **options)
 
 
 def _attention_kl_div(hidden: Tensor, weight: Tensor, batch: Batch, **options: Any) -> Tensor:
@@ -113,6 +136,9 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "kl_div by row": _by_row(_kl_div),
     "linear_kl_div": _linear_kl_div,
     "linear_kl_div by row": _by_row(_linear_kl_div),
+    "topk_kl_div": _topk_kl_div,
+    "topk_kl_div by row": _by_row(_topk_kl_div),
+    "linear_topk_kl_div": _linear_topk_kl_div,
     "attention_kl_div": _attention_kl_div,
     "attention_kl_div by row": _by_row(_attention_kl_div),
     "low_rank_mse": _low_rank_mse,

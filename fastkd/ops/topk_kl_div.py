@@ -141,7 +141,7 @@ class _TopkKLDiv(torch.autograd.Function):
 
 def _fake(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *options, need_grad = arguments
-    loss = student.new_empty((len(student),) if Options(*options).reduction == NONE else (), dtype=torch.float32)
+    loss = student.new_empty((student.shape[0],) if Options(*options).reduction == NONE else (), dtype=torch.float32)
     return loss, student.new_empty(student.shape if need_grad else (0,))
 
 
