@@ -26,7 +26,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
 
 test: $(VENV)/.built
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
 test-slow: $(VENV)/.built
 	$(BIN)/python -m pytest -m slow

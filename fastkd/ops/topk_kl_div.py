@@ -118,6 +118,7 @@ def prepare(
         if teacher.tail == "zero":
             mass, rest = total.float(), torch.full_like(rest, float("-inf"))
             valid = mass != 0 if valid is None else valid & (mass != 0)
+            mass = mass.where(valid, 0.0)  # a NaN of a row that does not count must not be multiplied into it
         log_probs = torch.cat((log_probs, rest[:, None]), -1)
     scale = temperature[:, None] if isinstance(temperature, Tensor) else temperature
     return log_probs * scale, mass, valid
