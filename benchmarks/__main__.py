@@ -41,7 +41,7 @@ def parse_arguments(arguments: list[str] | None, ops: list[str]) -> argparse.Nam
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a rough look at all ops in under three minutes: of each the first shape alone (or --shapes), checked as "
+        help="a rough look at all ops: of each the first shape alone (or --shapes), checked as "
         f"ever, but timed for {QUICK.seconds:.0f} second or {QUICK.rounds} rounds (else {FULL.seconds:.0f} seconds or "
         f"{FULL.rounds} rounds), without memory",
     )

@@ -10,7 +10,7 @@ from fastkd.cli.config import CommandParser
 
 EXAMPLE = """example:
   fastkd export runs/mkd/student --precision int8 --out student
-  fastkd predict student < texts.txt
+  fastkd predict student --task sst2 < texts.txt
 
 Nothing is calibrated: int8 rounds the weights as they are. The command ends with how far the exported student agrees
 with the torch model, on sample sentences or on those of --check."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastkd.runtime import Student
 
 EXAMPLE = """example:
-  fastkd predict student < texts.txt > answers.jsonl
+  fastkd predict student --task sst2 < texts.txt > answers.jsonl
 
 Every line is a text, or with --pairs two of them with a tab between. Every answer is a line of JSON with the number of
 its text: {"line": 1, "label": "positive", "score": 0.98, ...}. One that cannot be read gets {"line": 7, "error": ...}
