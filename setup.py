@@ -66,7 +66,8 @@ def compiled_parts(build: str):
             "and run: pip install --no-build-isolation ."
         )
     flags = ["-O3", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-ffp-contract=off"]
-    cpu_sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp") + glob("csrc/simd/*.cpp")
+    engine = [f"csrc/runtime/{name}.cpp" for name in ("lstm", "panels", "tanh")]  # which torch's op shares
+    cpu_sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp") + engine
     modules = [extension(cpp_extension.CppExtension, "fastkd._C", cpu_sources, {"cxx": flags})]
     modules.append(runtime_extension(flags))
     cuda_sources = glob("csrc/cuda/*.cu")
@@ -82,7 +83,20 @@ def compiled_parts(build: str):
     elif build == "cuda":
         sys.exit(f"FASTKD_BUILD=cuda was requested, but {problem}")
     print(f"fastkd: building {', '.join(m.name for m in modules)}; CUDA part: {problem or 'yes'}")
-    return modules, {"build_ext": cpp_extension.BuildExtension}
+    return modules, {"build_ext": apart(cpp_extension.BuildExtension)}
+
+
+def apart(build_extension):
+    """Objects of each module in a folder of its own: two share sources, with other flags."""
+
+    class BuildApart(build_extension):
+        def build_extension(self, ext):
+            shared = self.build_temp
+            self.build_temp = os.path.join(shared, ext.name)
+            super().build_extension(ext)
+            self.build_temp = shared
+
+    return BuildApart
 
 
 ext_modules, cmdclass = compiled_parts(requested_build())

@@ -38,6 +38,7 @@ STABLE_TORCH_LIBRARY(fastkd, m) {
   m.def(
       "mse(Tensor[] students, Tensor[] teachers, Tensor? valid, Tensor weights, Tensor denominators, "
       "bool[] need_grad) -> (Tensor total, Tensor parts, Tensor[] grads)");
+  m.def("bilstm(Tensor x, Tensor lengths, Tensor weight_input, Tensor weight_recurrent, Tensor bias) -> Tensor");
 }
 
 PyMODINIT_FUNC PyInit__C() {

@@ -22,7 +22,7 @@ def _backends() -> list[str]:
     lines = []
     for op in ops.__all__:
         for device in ("cpu", "cuda"):
-            name, reason = _extension.fused_backend(device)
+            name, reason = _extension.fused_backend(device, op)
             if device == "cuda" and not torch.cuda.is_available():
                 reason = f"{reason}; no CUDA device here"
             lines.append(f"  {op:<16} {device:<5} {name or 'reference':<10} {reason}")

@@ -60,6 +60,8 @@ COMPOSED = ("linear_kl_div", "linear_topk_kl_div")
 def test_the_stem_is_the_address(op):
     layers = ("fastkd/losses", "fastkd/reference", "fastkd/ops", "benchmarks")
     kernels = () if op in COMPOSED else (f"kernels/{op}.py", f"csrc/cpu/{op}.cpp")
+    if op == "bilstm":  # inference, and its GPU kernel is CUDA C++
+        layers, kernels = layers[1:3], (f"csrc/cpu/{op}.cpp",)
     page = f"docs/{op.removeprefix('embedding_')}.md"
     for path in (*(f"{layer}/{op}.py" for layer in layers), *kernels, f"tests/test_{op}.py", page):
         assert (ROOT / path).is_file(), path

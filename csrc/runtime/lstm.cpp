@@ -39,7 +39,7 @@ Direction make_direction(const Matrix& input, const Matrix& recurrent, const flo
 }
 
 void run_lstm(const std::vector<const Direction*>& directions, const Inputs& x, const std::vector<int64_t>& lengths,
-              float* y, int64_t y_stride, Workers& workers) {
+              float* y, int64_t y_stride, Threads& threads) {
   const int64_t count = (int64_t)lengths.size();
   std::vector<int64_t> offsets(count), order(count), begin(count), length(count);
   std::exclusive_scan(lengths.begin(), lengths.end(), offsets.begin(), (int64_t)0);
@@ -48,9 +48,9 @@ void run_lstm(const std::vector<const Direction*>& directions, const Inputs& x, 
   for (int64_t i = 0; i < count; ++i) begin[i] = offsets[order[i]], length[i] = lengths[order[i]];
 
   const int64_t ways = (int64_t)directions.size();
-  const int64_t spread = std::max<int64_t>(1, workers.threads() / ways);  // groups that keep all threads busy
+  const int64_t spread = std::max<int64_t>(1, threads.threads() / ways);  // groups that keep all threads busy
   const int64_t groups = std::max((count + kSequences - 1) / kSequences, std::min(count, spread));
-  workers.run(ways * groups, [&](int64_t task) {
+  threads.run(ways * groups, [&](int64_t task) {
     const int64_t way = task % ways, group = task / ways;
     const int64_t first = count * group / groups, last = count * (group + 1) / groups;
     int64_t column = 0;

@@ -45,6 +45,6 @@ struct LstmTask {
 // All directions over all sequences, given by their lengths; each writes its hidden states, (tokens, hidden), beside
 // the one before it in y. Results do not depend on the order, the company or the number of threads.
 void run_lstm(const std::vector<const Direction*>& directions, const Inputs& x, const std::vector<int64_t>& lengths,
-              float* y, int64_t y_stride, Workers& workers);
+              float* y, int64_t y_stride, Threads& threads);
 
 }  // namespace fastkd::runtime

@@ -1,4 +1,4 @@
-// Threads that a model's owner asked for. With one thread nothing is ever started, so a process may fork at will.
+// Threads to work on. Of those that a model's owner asks for, one alone starts nothing, so a process may fork at will.
 #pragma once
 
 #include <cstdint>
@@ -8,19 +8,27 @@
 
 namespace fastkd::runtime {
 
+// How work is spread: over a model's own threads, or over those of a host.
+class Threads {
+ public:
+  virtual ~Threads() = default;
+  virtual int threads() const = 0;
+  virtual void run(int64_t count, const std::function<void(int64_t)>& f) = 0;  // f(0) ... f(count - 1)
+};
+
 class Team;
 
-class Workers {
+class Workers final : public Threads {
  public:
   explicit Workers(int threads);
   Workers(const Workers&) = delete;
-  ~Workers();
+  ~Workers() override;
 
-  int threads() const { return threads_; }
+  int threads() const override { return threads_; }
 
-  // f(0) ... f(count - 1), spread over the threads, this one among them. The first exception is thrown here. One caller
-  // at a time has the threads; another works alone meanwhile.
-  void run(int64_t count, const std::function<void(int64_t)>& f);
+  // This thread works too. The first exception is thrown here. One caller at a time has the threads; another works
+  // alone meanwhile.
+  void run(int64_t count, const std::function<void(int64_t)>& f) override;
 
  private:
   const int threads_;

@@ -7,8 +7,6 @@ from importlib.util import find_spec
 
 import torch
 
-BACKENDS = ("cpu", "triton", "reference")
-
 logger = logging.getLogger("fastkd")
 _chosen: dict[tuple[str, str, torch.dtype], str] = {}
 problems: dict[str, str] = {}
@@ -39,11 +37,14 @@ def define(name: str, schema: str) -> None:
         )
 
 
-def fused_backend(device_type: str) -> tuple[str | None, str]:
+def fused_backend(device_type: str, op: str | None = None) -> tuple[str | None, str]:
     """The fused backend for a device, or None, and the reason."""
     if device_type == "cpu":
         problem = problems.get("fastkd._C")
         return (None, f"fastkd._C is not built ({problem})") if problem else ("cpu", "fastkd._C")
+    if device_type == "cuda" and op == "bilstm":
+        problem = problems.get("fastkd._C_cuda")
+        return (None, f"fastkd._C_cuda is not built ({problem})") if problem else ("cuda", "fastkd._C_cuda")
     if device_type == "cuda":
         problem = problems.get("triton")
         return (None, f"Triton is not installed ({problem})") if problem else ("triton", "Triton")
@@ -67,7 +68,7 @@ def _choose(op: str, device_type: str, dtype: torch.dtype) -> str:
         return "reference"
     if forced != "auto":
         raise ValueError(f"FASTKD_BACKEND must be 'auto' or 'reference', got {forced!r}")
-    name, reason = fused_backend(device_type)
+    name, reason = fused_backend(device_type, op)
     if name is not None:
         return name
     if os.environ.get("FASTKD_STRICT", "0") == "1":
