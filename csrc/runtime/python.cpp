@@ -100,9 +100,12 @@ class Weights {
 };
 
 int64_t size_of(const py::dict& sizes, const char* name) {
-  const int64_t n = py::cast<int64_t>(sizes[name]);
-  if (n < 1 || n > 1 << 24)
-    throw std::invalid_argument(std::string(name) + " must be from 1 to 16777216, got " + std::to_string(n));
+  const py::object size = sizes[name];
+  int overflow = 0;
+  const int64_t n = PyLong_Check(size.ptr()) ? PyLong_AsLongLongAndOverflow(size.ptr(), &overflow) : 0;
+  if (overflow || n < 1 || n > 1 << 24)
+    throw std::invalid_argument(std::string(name) + " must be a number from 1 to 16777216, got " +
+                                py::cast<std::string>(py::repr(size)));
   return n;
 }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,13 +60,22 @@ def load(folder: str | Path, *, threads: int = 1) -> Student:
 
 
 def _tokenizer(path: Path, max_length: int) -> Tokenizer:
-    try:
+    with _tokenizer_errors(f"{path} cannot be read"):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # what tokenizers raises is plain Exception
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length, strategy="longest_first")
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length, strategy="longest_first")
     return tokenizer
+
+
+@contextmanager
+def _tokenizer_errors(message: str) -> Iterator[None]:
+    """What tokenizers raises is plain Exception, or where its Rust code panics not even that."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ValueError(f"{message}: {error}") from error
+        raise
 
 
 class Student:
@@ -107,10 +117,11 @@ class Student:
         return task
 
     def _encode(self, texts: Sequence[Text]) -> list[Encoding]:
-        if self._threads > 1:
-            return self._tokenizer.encode_batch(list(texts))
-        # One by one: a batch would start threads.
-        return [self._tokenizer.encode(*((text,) if isinstance(text, str) else text)) for text in texts]
+        with _tokenizer_errors("the student's tokenizer cannot read the texts"):
+            if self._threads > 1:
+                return self._tokenizer.encode_batch(list(texts))
+            # One by one: a batch would start threads.
+            return [self._tokenizer.encode(*((text,) if isinstance(text, str) else text)) for text in texts]
 
     def _logits(self, task: str, encodings: list[Encoding], pairs: bool) -> NDArray[np.float32]:
         sentences: list[list[int]] = []
@@ -120,7 +131,10 @@ class Student:
                 raise ValueError(f"text {i} has no tokens")
             sentences += [first, second or first] if pairs else [first]
         lengths = np.array([len(ids) for ids in sentences], dtype=np.int64)
-        ids = np.array([token for ids in sentences for token in ids], dtype=np.int32)
+        try:
+            ids = np.array([token for ids in sentences for token in ids], dtype=np.int32)
+        except OverflowError as error:
+            raise ValueError(f"the student's tokenizer gives ids that the student has not: {error}") from error
         logits: NDArray[np.float32] = self._model.logits(task, ids, lengths, pairs)
         return logits
 
