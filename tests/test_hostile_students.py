@@ -1,4 +1,4 @@
-"""Ten thousand damaged folders: each is refused with ValueError or answers, none crashes or takes memory without need."""
+"""Ten thousand damaged folders: each is refused with ValueError or answers; none crashes, none takes memory in vain."""
 
 import json
 import sys
