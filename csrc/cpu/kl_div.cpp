@@ -5,11 +5,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <memory>
 #include <optional>
 #include <tuple>
 
-#include "cpu/huge_pages.h"
 #include "cpu/rows.h"
 #include "cpu/scratch.h"
 #include "cpu/tensor.h"
@@ -50,9 +48,9 @@ struct Result {
 };
 
 // Fills grad, (N, V) contiguous, where there is one.
-Result evaluate(const Tensor& student_in, const Tensor& teacher_in, std::optional<Tensor> row_temperature,
-                double temperature, int64_t divergence, double beta, std::optional<Tensor> valid,
-                std::optional<Tensor> labels, double cross_entropy_weight, int64_t reduction,
+Result evaluate(const Tensor& student_in, const Tensor& teacher_in, const std::optional<Tensor>& row_temperature,
+                double temperature, int64_t divergence, double beta, const std::optional<Tensor>& valid,
+                const std::optional<Tensor>& labels, double cross_entropy_weight, int64_t reduction,
                 const std::optional<Tensor>& denominator, bool scale_by_temperature, const std::optional<Tensor>& grad,
                 bool need_stats) {
   using namespace torch::stable;
@@ -60,51 +58,36 @@ Result evaluate(const Tensor& student_in, const Tensor& teacher_in, std::optiona
                       student_in.size(1) == teacher_in.size(1) && student_in.scalar_type() == teacher_in.scalar_type(),
                   "fastkd::kl_div takes two (N, V) tensors of one shape and dtype");
   const Tensor student = dense_rows(student_in), teacher = dense_rows(teacher_in);
-  const int64_t rows = student.size(0), vocabulary = student.size(1);
-  const auto vector = [&](const std::optional<Tensor>& v, ScalarType type, const char* name) -> std::optional<Tensor> {
-    if (!v) return v;
-    STD_TORCH_CHECK(v->dim() == 1 && v->size(0) == rows && v->scalar_type() == type, "fastkd::kl_div: ", name,
-                    " must hold one value per row");
-    return contiguous(*v);
-  };
-  row_temperature = vector(row_temperature, ScalarType::Float, "row_temperature");
-  valid = vector(valid, ScalarType::Bool, "valid");
-  labels = vector(labels, ScalarType::Long, "labels");
-
+  const int64_t rows = student.size(0);
+  const PerRow<float> temperatures(row_temperature, rows, ScalarType::Float, "row_temperature");
+  const PerRow<bool> counted(valid, rows, ScalarType::Bool, "valid");
+  const PerRow<int64_t> classes(labels, rows, ScalarType::Long, "labels");
   const Tensor stats =
       need_stats ? new_zeros(student, {4, rows}, ScalarType::Float) : new_empty(student, {0}, ScalarType::Float);
-  Tensor loss =
-      reduction == kNone ? new_empty(student, {rows}, ScalarType::Float) : new_empty(student, {}, ScalarType::Float);
-  std::unique_ptr<float[]> unreduced(reduction == kNone ? nullptr : new float[rows]);
-  float* per_row = reduction == kNone ? (float*)loss.mutable_data_ptr() : unreduced.get();
-
-  const double count = denominator ? *(const float*)denominator->data_ptr() : (double)rows;
-  const double scale = reduction == kMean ? (count == 0 ? 0.0 : 1.0 / count) : 1.0;
+  const RowLosses losses(student, rows, reduction, denominator);
   KlDivTask task{};
   task.student = student.data_ptr();
   task.teacher = teacher.data_ptr();
   task.grad = grad ? grad->mutable_data_ptr() : nullptr;
-  task.loss = per_row;
+  task.loss = losses.data();
   task.stats = need_stats ? (float*)stats.mutable_data_ptr() : nullptr;
   task.rows = rows;
-  task.vocabulary = vocabulary;
+  task.vocabulary = student.size(1);
   task.student_stride = student.stride(0);
   task.teacher_stride = teacher.stride(0);
-  task.row_temperature = row_temperature ? (const float*)row_temperature->data_ptr() : nullptr;
-  task.valid = valid ? (const bool*)valid->data_ptr() : nullptr;
-  task.labels = labels ? (const int64_t*)labels->data_ptr() : nullptr;
+  task.row_temperature = temperatures.data();
+  task.valid = counted.data();
+  task.labels = classes.data();
   task.temperature = (float)temperature;
   task.beta = (float)beta;
   task.cross_entropy_weight = (float)cross_entropy_weight;
   task.scale_by_temperature = scale_by_temperature;
   task.dtype = dtype_of(student, "kl_div");
   task.divergence = (Divergence)divergence;
-  // Half precision would flush a gradient divided by the count to zero: there the division comes after, in Python.
-  task.grad_scale = task.dtype == Dtype::float16 ? 1.0f : (float)scale;
+  task.grad_scale = losses.grad_scale(task.dtype);
   check_labels(task);
   if (rows > 0) run(task);
-  if (reduction != kNone) *(float*)loss.mutable_data_ptr() = (float)(scale * sum(per_row, rows));
-  return {loss, stats};
+  return {losses.reduced(), stats};
 }
 
 std::tuple<Tensor, Tensor, Tensor> kl_div(const Tensor& student, const Tensor& teacher,
@@ -113,13 +96,8 @@ std::tuple<Tensor, Tensor, Tensor> kl_div(const Tensor& student, const Tensor& t
                                           double cross_entropy_weight, int64_t reduction,
                                           std::optional<Tensor> denominator, bool scale_by_temperature, bool need_grad,
                                           bool need_stats) {
-  const auto new_grad = [&] {
-    const Tensor grad = torch::stable::new_empty(student, {student.size(0), student.size(1)});
-    prefer_huge_pages(grad.mutable_data_ptr(), grad.numel() * grad.element_size());
-    return grad;
-  };
   STD_TORCH_CHECK(student.dim() == 2, "fastkd::kl_div takes two (N, V) tensors of one shape and dtype");
-  const std::optional<Tensor> grad = need_grad ? std::optional<Tensor>(new_grad()) : std::nullopt;
+  const std::optional<Tensor> grad = need_grad ? std::optional<Tensor>(new_gradient(student)) : std::nullopt;
   const Result result = evaluate(student, teacher, row_temperature, temperature, divergence, beta, valid, labels,
                                  cross_entropy_weight, reduction, denominator, scale_by_temperature, grad, need_stats);
   return {result.loss, grad ? *grad : torch::stable::new_empty(student, {0}), result.stats};

@@ -4,8 +4,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <memory>
 #include <optional>
 #include <vector>
+
+#include "cpu/dtype.h"
+#include "cpu/huge_pages.h"
 
 namespace fastkd {
 
@@ -26,6 +30,30 @@ inline std::vector<float> row_scale(const std::optional<torch::stable::Tensor>& 
   return scale;
 }
 
+// One value of that type per row, dense; null where there is none.
+template <class T>
+class PerRow {
+ public:
+  PerRow(const std::optional<torch::stable::Tensor>& values, int64_t rows, torch::headeronly::ScalarType type,
+         const char* name) {
+    if (!values) return;
+    STD_TORCH_CHECK(values->dim() == 1 && values->size(0) == rows && values->scalar_type() == type, "fastkd: ", name,
+                    " must hold one value per row");
+    values_ = torch::stable::contiguous(*values);
+  }
+  const T* data() const { return values_ ? (const T*)values_->data_ptr() : nullptr; }
+
+ private:
+  std::optional<torch::stable::Tensor> values_;
+};
+
+// Fresh memory for a gradient of (rows, columns).
+inline torch::stable::Tensor new_gradient(const torch::stable::Tensor& like) {
+  const torch::stable::Tensor grad = torch::stable::new_empty(like, {like.size(0), like.size(1)});
+  prefer_huge_pages(grad.mutable_data_ptr(), grad.numel() * grad.element_size());
+  return grad;
+}
+
 enum Reduction { kNone, kSum, kMean };
 
 // Sum in double and in a fixed order, so that it does not depend on the number of threads.
@@ -39,5 +67,37 @@ inline float sum(const float* values, int64_t n) {
   for (const double t : totals) total += t;
   return (float)total;
 }
+
+// The losses of rows, and what becomes of them.
+class RowLosses {
+ public:
+  RowLosses(const torch::stable::Tensor& like, int64_t rows, int64_t reduction,
+            const std::optional<torch::stable::Tensor>& denominator)
+      : rows_(rows), none_(reduction == kNone) {
+    constexpr auto kFloat = torch::headeronly::ScalarType::Float;
+    loss_ = none_ ? torch::stable::new_empty(like, {rows}, kFloat) : torch::stable::new_empty(like, {}, kFloat);
+    if (!none_) unreduced_ = std::make_unique_for_overwrite<float[]>(rows);
+    const double count = denominator ? *(const float*)denominator->data_ptr() : (double)rows;
+    if (reduction == kMean) scale_ = count == 0 ? 0.0 : 1.0 / count;
+  }
+
+  float* data() const { return none_ ? (float*)loss_->mutable_data_ptr() : unreduced_.get(); }
+
+  // What multiplies the rows' gradients. Half precision would flush one divided by the count to zero: there the
+  // division comes after, in Python.
+  float grad_scale(Dtype dtype) const { return dtype == Dtype::float16 ? 1.0f : (float)scale_; }
+
+  torch::stable::Tensor reduced() const {
+    if (!none_) *(float*)loss_->mutable_data_ptr() = (float)(scale_ * sum(unreduced_.get(), rows_));
+    return *loss_;
+  }
+
+ private:
+  int64_t rows_;
+  bool none_;
+  double scale_ = 1.0;
+  std::optional<torch::stable::Tensor> loss_;
+  std::unique_ptr<float[]> unreduced_;
+};
 
 }  // namespace fastkd

@@ -5,11 +5,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <memory>
 #include <optional>
 #include <tuple>
 
-#include "cpu/huge_pages.h"
 #include "cpu/rows.h"
 #include "cpu/scratch.h"
 #include "cpu/tensor.h"
@@ -51,8 +49,8 @@ void check_ids(const TopkKlDivTask& task) {
 
 // Fills grad, (N, V) contiguous, where there is one.
 Tensor evaluate(const Tensor& student_in, const Tensor& ids_in, const Tensor& teacher_in,
-                std::optional<Tensor> row_temperature, double temperature, int64_t divergence, double beta,
-                std::optional<Tensor> valid, std::optional<Tensor> row_weight, int64_t reduction,
+                const std::optional<Tensor>& row_temperature, double temperature, int64_t divergence, double beta,
+                const std::optional<Tensor>& valid, const std::optional<Tensor>& row_weight, int64_t reduction,
                 const std::optional<Tensor>& denominator, bool scale_by_temperature,
                 const std::optional<Tensor>& grad) {
   using namespace torch::stable;
@@ -68,41 +66,28 @@ Tensor evaluate(const Tensor& student_in, const Tensor& ids_in, const Tensor& te
   task.outcomes = teacher.size(1);
   STD_TORCH_CHECK(task.outcomes == task.k || task.outcomes == task.k + 1,
                   "fastkd::topk_kl_div: the teacher must have k or k + 1 columns");
-  const auto vector = [&](const std::optional<Tensor>& v, ScalarType type, const char* name) -> std::optional<Tensor> {
-    if (!v) return v;
-    STD_TORCH_CHECK(v->dim() == 1 && v->size(0) == task.rows && v->scalar_type() == type, "fastkd::topk_kl_div: ", name,
-                    " must hold one value per row");
-    return contiguous(*v);
-  };
-  row_temperature = vector(row_temperature, ScalarType::Float, "row_temperature");
-  valid = vector(valid, ScalarType::Bool, "valid");
-  row_weight = vector(row_weight, ScalarType::Float, "row_weight");
-
-  Tensor loss = reduction == kNone ? new_empty(student, {task.rows}, ScalarType::Float)
-                                   : new_empty(student, {}, ScalarType::Float);
-  std::unique_ptr<float[]> unreduced(reduction == kNone ? nullptr : new float[task.rows]);
-  const double count = denominator ? *(const float*)denominator->data_ptr() : (double)task.rows;
-  const double scale = reduction == kMean ? (count == 0 ? 0.0 : 1.0 / count) : 1.0;
+  const PerRow<float> temperatures(row_temperature, task.rows, ScalarType::Float, "row_temperature");
+  const PerRow<bool> counted(valid, task.rows, ScalarType::Bool, "valid");
+  const PerRow<float> weights(row_weight, task.rows, ScalarType::Float, "row_weight");
+  const RowLosses losses(student, task.rows, reduction, denominator);
   task.student = student.data_ptr();
   task.ids = (const int64_t*)ids.data_ptr();
   task.teacher = (const float*)teacher.data_ptr();
   task.grad = grad ? grad->mutable_data_ptr() : nullptr;
-  task.loss = reduction == kNone ? (float*)loss.mutable_data_ptr() : unreduced.get();
+  task.loss = losses.data();
   task.student_stride = student.stride(0);
-  task.row_temperature = row_temperature ? (const float*)row_temperature->data_ptr() : nullptr;
-  task.valid = valid ? (const bool*)valid->data_ptr() : nullptr;
-  task.row_weight = row_weight ? (const float*)row_weight->data_ptr() : nullptr;
+  task.row_temperature = temperatures.data();
+  task.valid = counted.data();
+  task.row_weight = weights.data();
   task.temperature = (float)temperature;
   task.beta = (float)beta;
   task.scale_by_temperature = scale_by_temperature;
   task.dtype = dtype_of(student, "topk_kl_div");
   task.divergence = (Divergence)divergence;
-  // Half precision would flush a gradient divided by the count to zero: there the division comes after, in Python.
-  task.grad_scale = task.dtype == Dtype::float16 ? 1.0f : (float)scale;
+  task.grad_scale = losses.grad_scale(task.dtype);
   check_ids(task);
   if (task.rows > 0) run(task);
-  if (reduction != kNone) *(float*)loss.mutable_data_ptr() = (float)(scale * sum(task.loss, task.rows));
-  return loss;
+  return losses.reduced();
 }
 
 std::tuple<Tensor, Tensor> topk_kl_div(const Tensor& student, const Tensor& ids, const Tensor& teacher,
@@ -110,13 +95,8 @@ std::tuple<Tensor, Tensor> topk_kl_div(const Tensor& student, const Tensor& ids,
                                        double beta, std::optional<Tensor> valid, std::optional<Tensor> row_weight,
                                        int64_t reduction, std::optional<Tensor> denominator, bool scale_by_temperature,
                                        bool need_grad) {
-  const auto new_grad = [&] {
-    const Tensor grad = torch::stable::new_empty(student, {student.size(0), student.size(1)});
-    prefer_huge_pages(grad.mutable_data_ptr(), grad.numel() * grad.element_size());
-    return grad;
-  };
   STD_TORCH_CHECK(student.dim() == 2, "fastkd::topk_kl_div takes (N, V) logits");
-  const std::optional<Tensor> grad = need_grad ? std::optional<Tensor>(new_grad()) : std::nullopt;
+  const std::optional<Tensor> grad = need_grad ? std::optional<Tensor>(new_gradient(student)) : std::nullopt;
   const Tensor loss = evaluate(student, ids, teacher, row_temperature, temperature, divergence, beta, valid, row_weight,
                                reduction, denominator, scale_by_temperature, grad);
   return {loss, grad ? *grad : torch::stable::new_empty(student, {0})};
