@@ -11,6 +11,7 @@ import torch
 
 from fastkd.runtime import folder as student_folder
 from fastkd.runtime import load
+from fastkd.runtime.quantize import quantize
 from fastkd.students.bilstm import BiAttentiveLSTM
 
 if TYPE_CHECKING:
@@ -181,10 +182,3 @@ def arrays_of(student: BiAttentiveLSTM, precision: Precision) -> Arrays:
             matrix(f"heads.{task}.{name}", f"heads.{task}.{layer}.weight")
             arrays[f"heads.{task}.{name}.bias"] = weights[f"heads.{task}.{layer}.bias"].numpy()
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-
-
-def quantize(rows: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Symmetric int8 with one float32 scale per row: max |row| / 127, or 1 for a row of zeros."""
-    largest = np.abs(rows).max(axis=1)
-    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
-    return np.rint(rows / scale[:, None]).astype(np.int8), scale
