@@ -51,10 +51,11 @@ def load(folder: str | Path, *, threads: int = 1) -> Student:
         )
     except (TypeError, KeyError) as error:
         raise ValueError(f"{Path(folder) / student_folder.DESCRIPTION} does not describe a student: {error}") from error
-    return Student(model, description, _tokenizer(tokenizer_file, description["max_length"]), threads)
+    return Student(model, description, read_tokenizer(tokenizer_file, description["max_length"]), threads)
 
 
-def _tokenizer(path: Path, max_length: int) -> Tokenizer:
+def read_tokenizer(path: Path, max_length: int) -> Tokenizer:
+    """As training had it: longer texts are cut at ``max_length`` tokens."""
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # what tokenizers raises is plain Exception
