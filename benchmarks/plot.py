@@ -16,6 +16,17 @@ COLOURS = {  # Okabe and Ito
     "liger JSD": "#D55E00",
     "liger chunked JSD": "#F0E442",
     "fastkd": "#0072B2",
+    "BERT-base torch": "#666666",
+    "BERT-base ORT int8": "#999999",
+    "torch": "#BBBBBB",
+    "torch compile": "#E69F00",
+    "torch int8": "#F0E442",
+    "ORT": "#CC79A7",
+    "ORT int8": "#D55E00",
+    "OpenVINO": "#009E73",
+    "fastkd float32": "#56B4E9",
+    "fastkd bfloat16": "#3A93CE",
+    "fastkd int8": "#0072B2",
 }
 
 
@@ -28,17 +39,19 @@ def draw(path: Path) -> Path:
     problems = list(results.problems(rows))
     columns = 2
     lines = -(-len(problems) // columns)
-    figure = Figure(figsize=(11, 0.9 + 1.45 * lines), layout="constrained")
+    height = max(1.45, 0.5 + 0.16 * max(len(problem.found) for problem in problems))
+    figure = Figure(figsize=(11, 0.9 + height * lines), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     for panel, problem in zip(panels, problems, strict=False):
         draw_panel(panel, problem.title, problem.found)
     for panel in panels[len(problems) :]:
         panel.set_axis_off()
-    first = rows[0]
+    first, threads = rows[0], " and ".join(dict.fromkeys(row["threads"] for row in rows))
+    dashed = "; dashed: the limit, measured in the same run" if any("limit" in p.found for p in problems) else ""
     figure.suptitle(
-        f"{first['op']} on {first['machine']}, {first['threads']} threads, torch {first['torch']}: time per call\n"
-        "median, 20th to 80th percentile; dashed: the limit, measured in the same run",
+        f"{first['op']} on {first['machine']}, {threads} threads, torch {first['torch']}: time per call\n"
+        f"median, 20th to 80th percentile{dashed}",
         fontsize=10,
     )
     picture = path.with_suffix(".png")

@@ -64,6 +64,11 @@ def environment(device: str) -> Row:
     }
 
 
+def peer_versions() -> Row:
+    """Of those that answers are compared with, besides torch."""
+    return {package: _installed(package) for package in ("onnxruntime", "openvino", "transformers")}
+
+
 def make_rows(
     machine: Row, case: Case, direction: str, samples: dict[str, list[float]], peaks: dict[str, int]
 ) -> list[Row]:
@@ -125,7 +130,7 @@ class Problem(NamedTuple):
 
     @property
     def title(self) -> str:
-        return f"{self.size} {self.dtype}, {self.direction}"
+        return ", ".join(filter(None, (f"{self.size} {self.dtype}".strip(), self.direction)))
 
 
 def problems(rows: list[Row]) -> Iterable[Problem]:

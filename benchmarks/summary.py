@@ -1,16 +1,17 @@
-"""``python -m benchmarks.summary``: the README's table and the pictures of all ops, from the kept results alone."""
+"""``python -m benchmarks.summary``: the README's tables and the pictures of all ops, from the kept results alone."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from benchmarks import overview, results
+from benchmarks import overview, results, serving_report
 from benchmarks.registry import FORWARD_BACKWARD
 from benchmarks.results import Row
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCK = re.compile(r"(<!-- benchmarks: .*?-->\n).*?(<!-- end of benchmarks -->)", re.DOTALL)
+ANSWERS = re.compile(r"(<!-- answers: .*?-->\n).*?(<!-- end of answers -->)", re.DOTALL)
 HEADER = (
     "op",
     "shape",
@@ -23,12 +24,12 @@ HEADER = (
 )
 
 
-def read_all(folder: Path = results.RESULTS) -> dict[str, dict[str, list[Row]]]:
-    """The rows by machine and op."""
+def read_all(folder: Path = results.RESULTS, *, answers: bool = False) -> dict[str, dict[str, list[Row]]]:
+    """The rows by machine and op: of the ops of training, or of the pages of answers."""
     found: dict[str, dict[str, list[Row]]] = {}
     for path in sorted(folder.glob("*.csv")):
         rows = results.read(path)
-        if "provider" in rows[0]:
+        if "provider" in rows[0] and serving_report.is_answers(rows) == answers:
             found.setdefault(rows[0]["machine"], {})[rows[0]["op"]] = rows
     return found
 
@@ -66,14 +67,27 @@ def tables(machines: dict[str, dict[str, list[Row]]]) -> str:
     return "\n" + "\n".join(parts) + "\n"
 
 
-def rewritten(text: str, machines: dict[str, dict[str, list[Row]]]) -> str:
+def answer_tables(machines: dict[str, dict[str, list[Row]]]) -> str:
+    """A table for each machine."""
+    parts = []
+    for machine, pages in machines.items():
+        first = next(iter(pages.values()))[0]
+        packages = [package for package in ("torch", "onnxruntime", "openvino") if first[package]]
+        versions = ", ".join(f"{package} {first[package]}" for package in packages)
+        parts.append(f"{machine}; {versions}:\n\n{serving_report.summary(pages.values())}\n")
+    return "\n" + "\n".join(parts) + "\n" if parts else ""
+
+
+def rewritten(text: str, machines: dict[str, dict[str, list[Row]]], answers: dict[str, dict[str, list[Row]]]) -> str:
     """The README's text with the tables that the results give."""
-    return BLOCK.sub(lambda block: block[1] + tables(machines) + block[2], text)
+    text = BLOCK.sub(lambda block: block[1] + tables(machines) + block[2], text)
+    return ANSWERS.sub(lambda block: block[1] + answer_tables(answers) + block[2], text)
 
 
 def main() -> None:
     machines = read_all()
-    README.write_text(rewritten(README.read_text(encoding="utf-8"), machines), encoding="utf-8")
+    text = rewritten(README.read_text(encoding="utf-8"), machines, read_all(answers=True))
+    README.write_text(text, encoding="utf-8")
     print(README)
     for machine, ops in machines.items():
         for path in overview.draw(machine, ops, results.RESULTS):

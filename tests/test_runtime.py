@@ -12,8 +12,9 @@ from subprocesses import python
 
 from fastkd import _runtime
 from fastkd.runtime import load
+from fastkd.runtime.quantize import quantize
 from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig
-from fastkd.students.export import arrays_of, export_student, quantize, sizes_of
+from fastkd.students.export import arrays_of, export_student, sizes_of
 
 WORDS = 60
 # Above what was measured on random students by a factor of three. Logits have a deviation of 0.02 to 0.05 here.

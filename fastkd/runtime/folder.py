@@ -28,14 +28,12 @@ _FIELDS = {
 }
 
 
-def write(folder: Path, description: Mapping[str, Any], arrays: Arrays, tokenizer: str) -> None:
+def write(folder: Path, format_name: str, description: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
     """Fills a new folder."""
-    from safetensors.numpy import save_file
-
-    save_file(arrays, folder / WEIGHTS)
-    (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
-    hashes = {name: _sha256(folder / name) for name in (WEIGHTS, TOKENIZER)}
-    whole = {"format": FORMAT, "version": VERSION, **description, "sha256": hashes}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    hashes = {name: _sha256(folder / name) for name in files}
+    whole = {"format": format_name, "version": VERSION, **description, "sha256": hashes}
     (folder / DESCRIPTION).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 

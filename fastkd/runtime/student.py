@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from fastkd.runtime import folder as student_folder
+from fastkd.runtime.extension import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,24 +43,20 @@ def load(folder: str | Path, *, threads: int = 1) -> Student:
         ValueError: it is no student, of a newer format, or damaged.
         ImportError: fastkd was installed without its compiled parts.
     """
-    try:
-        from fastkd import _runtime
-    except ImportError as error:
-        raise ImportError(
-            f"fastkd's runtime was not built ({error}): reinstall with a C++ compiler, without FASTKD_BUILD=none"
-        ) from error
+    runtime = compiled()
     description, arrays, tokenizer_file = student_folder.read(folder)
     tasks = {task: max(1, len(labels)) for task, labels in description["tasks"].items()}
     try:
-        model = _runtime.Model(
+        model = runtime.Model(
             arrays, description["precision"], description["sizes"], description["pooling"], tasks, threads
         )
     except (TypeError, KeyError) as error:
         raise ValueError(f"{Path(folder) / student_folder.DESCRIPTION} does not describe a student: {error}") from error
-    return Student(model, description, _tokenizer(tokenizer_file, description["max_length"]), threads)
+    return Student(model, description, read_tokenizer(tokenizer_file, description["max_length"]), threads)
 
 
-def _tokenizer(path: Path, max_length: int) -> Tokenizer:
+def read_tokenizer(path: Path, max_length: int) -> Tokenizer:
+    """As training had it: longer texts are cut at ``max_length`` tokens."""
     with _tokenizer_errors(f"{path} cannot be read"):
         tokenizer = Tokenizer.from_file(str(path))
         tokenizer.no_padding()

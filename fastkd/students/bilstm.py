@@ -233,7 +233,8 @@ class BiAttentiveLSTM(PreTrainedModel):
             ids, mask, lengths = _select(input_ids, real)
             x = self._encode(ids, lengths)
             mixed = self._attend(x, x, mask)
-            return torch.cat([self._integrate(side, mixed, mask, lengths) for side in (0, 1)], dim=-1)
+            sides = [self._integrate(side, mixed, mask, lengths) for side in range(len(self.integrators))]
+            return torch.cat([sides[0], sides[-1]], dim=-1)
         alone = ~second.any(1, keepdim=True)
         x_ids, x_mask, x_lengths = _select(input_ids, real & ~second)
         y_ids, y_mask, y_lengths = _select(input_ids, torch.where(alone, real, second))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from fastkd.runtime import Student, load
 from fastkd.runtime import folder as student_folder
-from fastkd.runtime import load
+from fastkd.runtime.quantize import quantize
 from fastkd.students.bilstm import BiAttentiveLSTM
 
 if TYPE_CHECKING:
@@ -67,12 +68,41 @@ def export_student(
         FileExistsError: the output folder holds something.
         RuntimeError: in float32 the runtime's logits differ from the model's by more than 1e-3. The folder is not made.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from safetensors.numpy import save
 
     from fastkd.training.output import new_folder
 
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    source = open_student(model, max_length)
+    description = {
+        "sizes": sizes_of(source.student),
+        "pooling": list(source.student.config.pooling),
+        **describe(source, precision, max_length),
+    }
+    files = {
+        student_folder.WEIGHTS: save(arrays_of(source.student, precision)),
+        student_folder.TOKENIZER: source.tokenizer.backend_tokenizer.to_str().encode(),
+    }
+    with new_folder(output) as folder:
+        student_folder.write(folder, student_folder.FORMAT, description, files)
+        agreements = compare(source, load(folder), texts, max_length)
+        if precision == "float32":
+            check_float32(agreements)
+    return agreements
+
+
+class Source(NamedTuple):
+    """What is exported."""
+
+    student: BiAttentiveLSTM
+    tokenizer: PreTrainedTokenizerBase
+
+
+def open_student(model: str | Path, max_length: int) -> Source:
+    """A student's folder, and the checks that every format needs."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
     if max_length < 4:
         raise ValueError(f"max_length must be at least 4, got {max_length}")
     if not Path(model).is_dir():
@@ -83,35 +113,33 @@ def export_student(
     tokenizer = AutoTokenizer.from_pretrained(model)
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of {model} must be a fast one, got {type(tokenizer).__name__}")
-    description = {
+    return Source(student.eval(), tokenizer)
+
+
+def describe(source: Source, precision: str, max_length: int) -> dict[str, Any]:
+    """What the description of every format says."""
+    return {
         "precision": precision,
-        "sizes": sizes_of(student),
-        "pooling": list(student.config.pooling),
-        "tasks": {task: list(about["labels"]) for task, about in student.config.tasks.items()},
+        "tasks": {task: list(about["labels"]) for task, about in source.student.config.tasks.items()},
         "max_length": max_length,
-        "token_types": "token_type_ids" in tokenizer.model_input_names,
+        "token_types": "token_type_ids" in source.tokenizer.model_input_names,
     }
-    with new_folder(output) as folder:
-        student_folder.write(folder, description, arrays_of(student, precision), tokenizer.backend_tokenizer.to_str())
-        agreements = compare(student.eval(), tokenizer, folder, texts, max_length)
-        worst = max(agreement.largest_difference for agreement in agreements)
-        if precision == "float32" and not worst <= 1e-3:
-            raise RuntimeError(
-                f"the exported student's logits differ from the model's by {worst:.2g}; please report this"
-            )
-    return agreements
+
+
+def check_float32(agreements: Sequence[Agreement]) -> None:
+    """Raises RuntimeError where logits in float32 differ by more than 1e-3."""
+    worst = max(agreement.largest_difference for agreement in agreements)
+    if not worst <= 1e-3:
+        raise RuntimeError(f"the exported student's logits differ from the model's by {worst:.2g}; please report this")
 
 
 @torch.inference_mode()
 def compare(
-    student: BiAttentiveLSTM,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: str | Path,
-    texts: Sequence[str | tuple[str, str]],
-    max_length: int,
+    source: Source, served: Student, texts: Sequence[str | tuple[str, str]], max_length: int
 ) -> list[Agreement]:
-    """Asks the model and the exported student in ``folder`` the same texts, for every task."""
-    served, agreements = load(folder), []
+    """Asks the model and the exported student the same texts, for every task."""
+    student, tokenizer = source
+    agreements = []
     for task, about in student.config.tasks.items():
         expected = []
         for text in texts:
@@ -181,10 +209,3 @@ def arrays_of(student: BiAttentiveLSTM, precision: Precision) -> Arrays:
             matrix(f"heads.{task}.{name}", f"heads.{task}.{layer}.weight")
             arrays[f"heads.{task}.{name}.bias"] = weights[f"heads.{task}.{layer}.bias"].numpy()
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-
-
-def quantize(rows: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Symmetric int8 with one float32 scale per row: max |row| / 127, or 1 for a row of zeros."""
-    largest = np.abs(rows).max(axis=1)
-    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
-    return np.rint(rows / scale[:, None]).astype(np.int8), scale
