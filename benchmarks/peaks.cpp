@@ -45,8 +45,8 @@ extern "C" {
 
 // Floating-point operations, two per multiply-add.
 double float_rate(double seconds) {
-  Vec sum[kChains] = {}, a = {}, b = {};
-  const double rate = calls_per_second(seconds, [&] {
+  const double rate = calls_per_second(seconds, [] {
+    Vec sum[kChains] = {}, a = {}, b = {};
     for (int i = 0; i < kRepeats; ++i) {
       KEEP_IN_REGISTER(a);
 #pragma GCC unroll 12
@@ -69,8 +69,8 @@ double byte_rate(double seconds) {
   typedef __m256i Bytes;
 #define DOT_PRODUCT "{vex} vpdpbusd %2, %1, %0"
 #endif
-  Bytes sum[kChains] = {}, a = {}, b = {};
-  const double rate = calls_per_second(seconds, [&] {
+  const double rate = calls_per_second(seconds, [] {
+    Bytes sum[kChains] = {}, a = {}, b = {};
     for (int i = 0; i < kRepeats; ++i)
 #pragma GCC unroll 12
       for (int k = 0; k < kChains; ++k) asm volatile(DOT_PRODUCT : "+v"(sum[k]) : "v"(a), "v"(b));

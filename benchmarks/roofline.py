@@ -76,7 +76,7 @@ def peaks_of(threads: int) -> Peaks | None:
 def _library() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/peaks.so"
-        flags = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC"]
+        flags = ["-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC"]
         subprocess.run([str(compiler()), *flags, str(SOURCE), "-o", path], check=True)
         library = ctypes.CDLL(path)
     for function, arguments in {
