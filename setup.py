@@ -65,7 +65,7 @@ def compiled_parts(build: str):
             "fastkd needs torch to build. Either let pip fetch it (pip install .), or install torch first "
             "and run: pip install --no-build-isolation ."
         )
-    flags = ["-O3", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-ffp-contract=off"]
+    flags = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-ffp-contract=off"]
     engine = [f"csrc/runtime/{name}.cpp" for name in ("lstm", "panels", "tanh")]  # which torch's op shares
     cpu_sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp") + engine
     modules = [extension(cpp_extension.CppExtension, "fastkd._C", cpu_sources, {"cxx": flags})]

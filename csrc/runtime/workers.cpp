@@ -46,6 +46,7 @@ class Team {
     for (std::thread& thread : threads_) thread.join();
   }
 
+  // Nobody is waited for who has not begun: a thread that the system is slow to run must not hold up the others.
   void run(int64_t count, const std::function<void(int64_t)>& f) {
     {
       std::lock_guard lock(mutex_);
@@ -53,14 +54,18 @@ class Team {
       count_ = count;
       next_ = 0;
       error_ = nullptr;
-      running_ = (int)threads_.size();
+      open_ = true;
       ++round_;
     }
     wake_.notify_all();
     work();
-    for (int spin = 0; spin < kSpins && running_.load(std::memory_order_acquire) > 0; ++spin) pause();
+    {
+      std::lock_guard lock(mutex_);
+      open_ = false;
+    }
+    for (int spin = 0; spin < kSpins && helping_.load(std::memory_order_acquire) > 0; ++spin) pause();
     std::unique_lock lock(mutex_);
-    done_.wait(lock, [&] { return running_.load() == 0; });
+    done_.wait(lock, [&] { return helping_.load() == 0; });
     if (error_) std::rethrow_exception(error_);
   }
 
@@ -84,10 +89,12 @@ class Team {
         wake_.wait(lock, [&] { return round_.load() != seen; });
         seen = round_.load();
         if (stop_) return;
+        if (!open_) continue;
+        ++helping_;
       }
       work();
       std::lock_guard lock(mutex_);
-      if (running_.fetch_sub(1) == 1) done_.notify_one();
+      if (helping_.fetch_sub(1) == 1) done_.notify_one();
     }
   }
 
@@ -98,9 +105,9 @@ class Team {
   int64_t count_ = 0;
   std::atomic<uint64_t> round_{0};
   std::atomic<int64_t> next_{0};
-  std::atomic<int> running_{0};
+  std::atomic<int> helping_{0};
   std::exception_ptr error_;
-  bool stop_ = false;
+  bool open_ = false, stop_ = false;
 };
 
 Workers::Workers(int threads) : threads_(threads) {}

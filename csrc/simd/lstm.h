@@ -164,8 +164,10 @@ class Direction {
   // One time step of the first n sequences, whose gates begin at `row` of the chunk's `rows`.
   void advance(int64_t step, int64_t n, int64_t row, int64_t rows) {
     const Panels& w = layer.recurrent;
-    for (int64_t panel = 0, at_once; panel < w.panels; panel += at_once) {
-      at_once = panels_at_once(n, w.panels - panel);
+    for (int64_t done = 0, at_once; done < w.panels; done += at_once) {
+      at_once = panels_at_once(n, w.panels - done);
+      // To and fro: the panels that were read last are the ones that a cache still has.
+      const int64_t panel = step % 2 == 0 ? done : w.panels - done - at_once;
       for (int64_t first = 0, count; first < n; first += count) {
         count = tile_rows(n - first);
         if (at_once == 2)
