@@ -16,8 +16,6 @@ COLOURS = {  # Okabe and Ito
     "liger JSD": "#D55E00",
     "liger chunked JSD": "#F0E442",
     "fastkd": "#0072B2",
-    "BERT-base torch": "#666666",
-    "BERT-base ORT int8": "#999999",
     "torch": "#BBBBBB",
     "torch compile": "#E69F00",
     "torch int8": "#F0E442",

@@ -107,18 +107,18 @@ def neighbours() -> Iterator[Row]:
     systems = {"fastkd int8": 1, "torch": 2}
     started = {system.name: system.start for system in student.SERVING.systems if system.name in systems}
     calls = {name: started[name](problem, threads) for name, threads in systems.items()}
-    found: dict[tuple[str, str], list[float]] = {(name, kind): [] for name in systems for kind in ("idle", "busy")}
+    found: dict[tuple[str, str], list[float]] = {(kind, name): [] for kind in ("idle", "busy") for name in systems}
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         for _ in range(BLOCKS):
-            for (name, kind), seconds in found.items():
+            for (kind, name), seconds in found.items():
                 with _burnt_cores(kind == "busy"):
                     seconds += _requests(calls[name])
     finally:
         torch.set_num_threads(before)
-    for (name, kind), seconds in found.items():
-        yield make_row("student", CASE.size, systems[name], name, seconds, neighbour=kind)
+    for (kind, name), seconds in found.items():
+        yield make_row("student", f"{CASE.size}, torch on 2 threads", systems[name], name, seconds, neighbour=kind)
 
 
 def _requests(call: Call) -> list[float]:

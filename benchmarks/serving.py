@@ -170,7 +170,7 @@ def make_row(
         "op": op,
         "shape": size,
         "dtype": "",
-        "options": f"{threads} thread{'s' * (threads > 1)}{f', {neighbour} neighbour' * bool(neighbour)}",
+        "options": f"{neighbour} neighbour" if neighbour else f"{threads} thread{'s' * (threads > 1)}",
         "direction": "",
         "provider": system,
         "median_ms": f"{median:.6g}",

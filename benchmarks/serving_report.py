@@ -48,10 +48,10 @@ def _answers(rows: Sequence[Row]) -> str:
 
 
 def _neighbours(rows: Sequence[Row]) -> str:
-    lines = [("problem", "system", "median", "99 %", "calls")]
+    lines = [("neighbour", "system", "threads", "median", "99 %", "calls")]
     for row in filter(_is_beside, rows):
         times = [results.duration(float(row[key])) if row[key] else "" for key in ("median_ms", "p99_ms")]
-        lines.append((f"{row['shape']} ({row['options']})", row["provider"], *times, row["rounds"]))
+        lines.append((row["options"], row["provider"], row["threads"], *times, row["rounds"]))
     return _table(lines, text_columns=2)
 
 

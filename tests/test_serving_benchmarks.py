@@ -145,7 +145,7 @@ def test_rows_hold_percentiles_and_tails_only_of_many_calls():
     assert few["options"] == "2 threads"
     many = serving.make_row("bilstm", "1x2", 1, "torch", np.linspace(0, 0.001, 201), neighbour="busy")
     assert (many["p95_ms"], many["p99_ms"], many["ratio_to_limit"]) == ("0.95", "0.99", "")
-    assert many["options"] == "1 thread, busy neighbour"
+    assert many["options"] == "busy neighbour"
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def rows():
 def test_the_tables_say_what_was_measured(rows):
     answers, beside, starts = serving_report.markdown(rows).split("\n\n")
     assert answers.splitlines()[2] == "| mkd 1 × 24 (1 thread) | torch | 8 ms |  |  | 6 % | 1e-07 |"
-    assert beside.splitlines()[2:] == ["| mkd 1x24 (2 threads, busy neighbour) | torch | 500 ms | 500 ms | 200 |"]
+    assert beside.splitlines()[2:] == ["| busy neighbour | torch | 2 | 500 ms | 500 ms | 200 |"]
     assert starts.splitlines()[2:] == ["| torch | 2 s | 300 | 16 |"]
 
 
@@ -202,12 +202,12 @@ def test_requests_are_timed_beside_an_idle_and_a_busy_neighbour(tiny_student, mo
     monkeypatch.setattr(service, "BLOCK_SECONDS", 0.05)
     burners, start = [], service.subprocess.Popen
     monkeypatch.setattr(service.subprocess, "Popen", lambda *given: burners.append(start(*given)) or burners[-1])
-    found = [(row["provider"], row["options"]) for row in service.neighbours()]
+    found = [(row["options"], row["provider"], row["threads"]) for row in service.neighbours()]
     assert found == [
-        ("fastkd int8", "1 thread, idle neighbour"),
-        ("fastkd int8", "1 thread, busy neighbour"),
-        ("torch", "2 threads, idle neighbour"),
-        ("torch", "2 threads, busy neighbour"),
+        ("idle neighbour", "fastkd int8", "1"),
+        ("idle neighbour", "torch", "2"),
+        ("busy neighbour", "fastkd int8", "1"),
+        ("busy neighbour", "torch", "2"),
     ]
     assert len(burners) == 2 * max(1, os.cpu_count() - 1)
     assert all(burner.returncode == -signal.SIGKILL for burner in burners)
