@@ -5,6 +5,10 @@
 #include <exception>
 #include <thread>
 #include <vector>
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
@@ -48,6 +52,7 @@ class Team {
 
   // Nobody is waited for who has not begun: a thread that the system is slow to run must not hold up the others.
   void run(int64_t count, const std::function<void(int64_t)>& f) {
+    keep_off_this_cpu();
     {
       std::lock_guard lock(mutex_);
       job_ = &f;
@@ -70,6 +75,19 @@ class Team {
   }
 
  private:
+  // To a guest its sleeping CPUs may look taken: then it wakes a thread on the very CPU that works, where it waits.
+  void keep_off_this_cpu() {
+#if defined(__linux__)
+    const int cpu = sched_getcpu();
+    cpu_set_t others;
+    if (cpu == left_alone_ || cpu < 0 || sched_getaffinity(0, sizeof others, &others) != 0) return;
+    left_alone_ = cpu;
+    CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) == 0) return;
+    for (std::thread& thread : threads_) pthread_setaffinity_np(thread.native_handle(), sizeof others, &others);
+#endif
+  }
+
   void work() {
     for (int64_t i; (i = next_.fetch_add(1)) < count_;) {
       try {
@@ -108,6 +126,7 @@ class Team {
   std::atomic<int> helping_{0};
   std::exception_ptr error_;
   bool open_ = false, stop_ = false;
+  int left_alone_ = -1;
 };
 
 Workers::Workers(int threads) : threads_(threads) {}
