@@ -13,6 +13,7 @@
 namespace fastkd::runtime {
 namespace {
 
+constexpr int64_t kEnough = 12;     // sequences side by side that use a reading of the weights well
 constexpr int64_t kSequences = 64;  // at most so many side by side: their gates must stay in the cache
 
 // The hidden state lies in (-1, 1) and is held as round(127 h) + 128: the 128 moves into the bias. The gates that pass
@@ -48,8 +49,10 @@ void run_lstm(const std::vector<const Direction*>& directions, const Inputs& x, 
   for (int64_t i = 0; i < count; ++i) begin[i] = offsets[order[i]], length[i] = lengths[order[i]];
 
   const int64_t ways = (int64_t)directions.size();
-  const int64_t spread = std::max<int64_t>(1, threads.threads() / ways);  // groups that keep all threads busy
-  const int64_t groups = std::max((count + kSequences - 1) / kSequences, std::min(count, spread));
+  // Groups that keep all threads busy; more than one each where the batch has them, as threads are not equally fast.
+  const int64_t spread = std::max<int64_t>(1, threads.threads() / ways);
+  const int64_t several = threads.threads() > 1 ? std::min(count / kEnough, 2 * spread) : 0;
+  const int64_t groups = std::max({(count + kSequences - 1) / kSequences, std::min(count, spread), several});
   threads.run(ways * groups, [&](int64_t task) {
     const int64_t way = task % ways, group = task / ways;
     const int64_t first = count * group / groups, last = count * (group + 1) / groups;
