@@ -44,10 +44,10 @@ class Resources(NamedTuple):
     spills: int
 
 
-def compile_emulated(program: str, folder: Path) -> Path:
+def compile_emulated(program: str, folder: Path, sources: Path = ROOT / "csrc") -> Path:
     """A program of tests/cuda, in which the CPU plays the GPU."""
     binary = folder / program
-    flags = ["-std=c++20", "-O2", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Itests/cuda", "-Icsrc"]
+    flags = ["-std=c++20", "-O2", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Itests/cuda", f"-I{sources}"]
     subprocess.run([CXX, *flags, f"tests/cuda/{program}.cpp", "-o", str(binary)], cwd=ROOT, check=True)
     return binary
 

@@ -31,10 +31,10 @@ template <template <class> class Exchange, class S>
 Variant variant(int hidden) {
   using Way = Exchange<S>;
   if constexpr (exists<S, Way>)
-    return {all_steps<S, Way>, S::kThreads,           (int)sizeof(Shared<S, Way::kBuffers>),
-            S::kRows,          members_of<S>(hidden), std::is_same_v<Way, ClusterExchange<S>>};
-  else
-    return {};
+    if (serves<S, Way>(hidden))
+      return {all_steps<S, Way>, S::kThreads,           (int)sizeof(Shared<S, Way::kBuffers>),
+              S::kRows,          members_of<S>(hidden), std::is_same_v<Way, ClusterExchange<S>>};
+  return {};
 }
 
 template <template <class> class Exchange>
@@ -101,19 +101,21 @@ int known_capacity(const Variant& v, int device) {
   return found->second;
 }
 
-// The smallest tile with which everything runs at once, else the largest. Clusters where the device has them.
+// The tile with the fewest rounds, of several the smallest, and the groups that work side by side. Clusters where the
+// device has them.
 std::pair<Variant, int> choose(ScalarType dtype, int hidden, int64_t sequences, int64_t directions, int device) {
-  std::pair<Variant, int> best{{}, 0};
   for (auto* of : {variant_of<ClusterExchange>, variant_of<GlobalExchange>}) {
+    std::pair<Variant, int> best;
+    int64_t fewest = INT64_MAX;
     for (int tiles : {1, 2, 4}) {
       const Variant v = of(dtype, hidden, tiles);
       const int room = known_capacity(v, device);
       if (room == 0) continue;
-      const int64_t items = (sequences + v.rows - 1) / v.rows * directions;
-      best = {v, (int)(items < room ? items : room)};
-      if (items <= room) break;
+      const int64_t items = (sequences + v.rows - 1) / v.rows * directions, rounds = (items + room - 1) / room;
+      if (rounds < fewest) best = {v, (int)(items < room ? items : room)};
+      fewest = rounds < fewest ? rounds : fewest;
     }
-    if (best.second > 0) return best;
+    if (fewest < INT64_MAX) return best;
   }
   STD_TORCH_CHECK(false, "fastkd::lstm_steps: a hidden size of ", hidden,
                   " takes more multiprocessors or shared memory than this GPU has");

@@ -58,7 +58,7 @@ struct Place {
 // and nobody goes on before all have sent.
 template <class S>
 struct ClusterExchange {
-  static constexpr int kBuffers = 2, kMostParts = 2;
+  static constexpr int kBuffers = 2, kMostParts = 2, kFewestMembers = 2;
   uint32_t count = 0;
 
   __device__ void begin(Shared<S, kBuffers>& shared) {
@@ -87,6 +87,7 @@ struct ClusterExchange {
                                                   int) {
     // Nobody waits for a warp without units: on its own it could fall behind by two phases, which look like none.
     if (S::kParts > 1 || at.unit < task.hidden) wait_for_phase(&shared.filled[count % 2], count / 2 % 2);
+    __syncwarp();  // products are taken by whole warps
     return shared.hidden[count++ % 2];
   }
 
@@ -100,7 +101,7 @@ struct ClusterExchange {
 // all thread blocks resident.
 template <class S>
 struct GlobalExchange {
-  static constexpr int kBuffers = 1, kMostParts = 4;
+  static constexpr int kBuffers = 1, kMostParts = 4, kFewestMembers = 1;
   uint32_t expected = 0;
 
   __device__ void begin(Shared<S, kBuffers>&) { __syncthreads(); }
@@ -122,7 +123,7 @@ struct GlobalExchange {
     __syncthreads();
     for (int row = at.warp; row < S::kRows; row += S::kWarps) {
       const Sequence sequence = shared.sequences[row];
-      if (step > sequence.length) continue;  // over: nobody looks at its state
+      if (step >= sequence.length) continue;  // over: nobody looks at its state
       const uint16_t* from = task.out + task.row(sequence, step - 1, at.direction) * task.hidden;
       for (int octet = at.lane; octet < task.hidden / 8; octet += 32)
         copy_async(&shared.hidden[0][octet_at<S>(row, octet / 8, octet % 8)], from + 8 * octet, true);

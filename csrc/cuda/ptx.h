@@ -52,14 +52,14 @@ struct Half {
   }
 };
 
-// Relative error at most 2^-22.
+// At most two units in the last place off.
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
-// At most one unit in the last place off.
+// At most one.
 __device__ __forceinline__ float reciprocal_approx(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -124,7 +124,7 @@ __device__ __forceinline__ void wait_for_phase(uint64_t* barrier, uint32_t parit
         : "memory");
 }
 
-// Where `to` and `barrier` are in this block, in block `rank` of the cluster. A store without waiting.
+// Where `to` and `barrier` are in this block, in block `rank` of a cluster of at least two. A store without waiting.
 __device__ __forceinline__ void send(Octet* to, uint64_t* barrier, uint32_t rank, const Octet& v) {
   uint32_t address, counter;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(to)), "r"(rank));

@@ -24,4 +24,10 @@ constexpr int members_of(int hidden) {
 template <class S, class Exchange>
 constexpr bool exists = S::kParts <= Exchange::kMostParts;
 
+// And at least two: a block cannot send to itself alone.
+template <class S, class Exchange>
+constexpr bool serves(int hidden) {
+  return exists<S, Exchange> && members_of<S>(hidden) >= Exchange::kFewestMembers;
+}
+
 }  // namespace fastkd::cuda

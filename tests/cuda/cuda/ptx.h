@@ -145,7 +145,7 @@ inline void wait_for_phase(uint64_t* barrier, uint32_t parity) {
 inline void send(Octet* to, uint64_t* barrier, uint32_t rank, const Octet& v) {
   const unsigned own = emulator::current->block,
                  there = own / emulator::cluster_blocks * emulator::cluster_blocks + rank;
-  if (rank >= emulator::cluster_blocks) emulator::fail("a store outside the cluster");
+  if (rank >= emulator::cluster_blocks || emulator::cluster_blocks < 2) emulator::fail("no such block in the cluster");
   emulator::check_shared(to, sizeof(Octet), own);
   const auto in_block = [&](void* p) {
     return emulator::blocks[there].shared + ((char*)p - emulator::blocks[own].shared);
