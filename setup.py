@@ -10,7 +10,6 @@ from setuptools import Extension, setup
 
 BUILDS = ("auto", "none", "cpu", "cuda")
 TORCH_TARGET = "0x020a000000000000"  # LibTorch stable ABI of 2.10: the oldest torch the wheel runs on
-DEFAULT_CUDA_ARCHS = "8.0;8.6;9.0;10.0+PTX"
 
 
 def requested_build() -> str:
@@ -20,13 +19,18 @@ def requested_build() -> str:
     return build
 
 
-def extension(kind, name: str, sources: list[str], compile_args):
+def cuda_archs(cuda: str) -> str:
+    """Where no GPU is at hand: a line of GPUs each; 8.0 serves all up to 8.9, PTX what is newer than the compiler."""
+    return "8.0;9.0;10.0+PTX" if tuple(map(int, cuda.split("."))) >= (12, 8) else "8.0;9.0+PTX"
+
+
+def extension(kind, name: str, sources: list[str], compile_args, macros=()):
     free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
     return kind(
         name,
         sorted(sources),
         include_dirs=[os.path.abspath("csrc")],
-        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), *macros],
         extra_compile_args=compile_args,
         py_limited_api=not free_threaded,
     )
@@ -43,11 +47,9 @@ def runtime_extension(flags: list[str]):
     )
 
 
-def cuda_problem(cpp_extension, sources: list[str]) -> str | None:
+def cuda_problem(cpp_extension) -> str | None:
     import torch
 
-    if not sources:
-        return "this version has no CUDA C++ sources: its GPU kernels are Triton and need no build"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA"
     if cpp_extension.CUDA_HOME is None or shutil.which("nvcc", path=f"{cpp_extension.CUDA_HOME}/bin") is None:
@@ -70,16 +72,16 @@ def compiled_parts(build: str):
     cpu_sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp") + engine
     modules = [extension(cpp_extension.CppExtension, "fastkd._C", cpu_sources, {"cxx": flags})]
     modules.append(runtime_extension(flags))
-    cuda_sources = glob("csrc/cuda/*.cu")
-    problem = cuda_problem(cpp_extension, cuda_sources) if build in ("auto", "cuda") else "not requested"
+    problem = cuda_problem(cpp_extension) if build in ("auto", "cuda") else "not requested"
     if problem is None:
         import torch
 
         if not torch.cuda.is_available():
-            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
-        modules.append(
-            extension(cpp_extension.CUDAExtension, "fastkd._C_cuda", cuda_sources, {"cxx": flags, "nvcc": ["-O3"]})
-        )
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_archs(torch.version.cuda))
+        arguments = {"cxx": flags, "nvcc": ["-O3"]}
+        macros = [("USE_CUDA", None)]  # the stable ABI names a device's stream only then
+        sources = glob("csrc/cuda/*.cu")
+        modules.append(extension(cpp_extension.CUDAExtension, "fastkd._C_cuda", sources, arguments, macros))
     elif build == "cuda":
         sys.exit(f"FASTKD_BUILD=cuda was requested, but {problem}")
     print(f"fastkd: building {', '.join(m.name for m in modules)}; CUDA part: {problem or 'yes'}")

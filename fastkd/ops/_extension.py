@@ -14,11 +14,12 @@ problems: dict[str, str] = {}
 
 
 def load() -> None:
-    """Import fastkd._C, which defines and implements the compiled ops; keep the reason if it cannot be."""
-    try:
-        import_module("fastkd._C")
-    except ImportError as error:
-        problems["fastkd._C"] = str(error)
+    """Import fastkd._C, which defines the compiled ops, and fastkd._C_cuda; keep the reason if one cannot be."""
+    for name in ("fastkd._C", "fastkd._C_cuda"):
+        try:
+            import_module(name)
+        except ImportError as error:
+            problems[name] = str(error)
     if find_spec("triton") is None:
         problems["triton"] = "No module named 'triton'"
 

@@ -43,13 +43,18 @@ def bilstm(x: Tensor, lengths: Tensor, weight_input: Tensor, weight_recurrent: T
             "bilstm is for inference and has no gradient: call it under torch.no_grad(), or train with torch.nn.LSTM"
         )
     backend = _extension.backend("bilstm", x.device.type, x.dtype)
-    hidden = weight_recurrent.shape[-1]
-    if backend == "reference" or (backend == "cuda" and (x.dtype == torch.float32 or hidden % 16 or hidden > 1024)):
+    if backend == "reference" or (backend == "cuda" and not _has_kernel(x, weight_recurrent.shape[-1])):
         return reference.bilstm(x, lengths, weight_input, weight_recurrent, bias)
     arithmetic = torch.float32 if backend == "cpu" else x.dtype
     tensors = (tensor.to(arithmetic) for tensor in (weight_input, weight_recurrent, bias))
     states: Tensor = torch.ops.fastkd.bilstm(x.to(arithmetic), lengths, *tensors)
     return states.to(x.dtype)
+
+
+def _has_kernel(x: Tensor, hidden: int) -> bool:
+    """Whether csrc/cuda/bilstm.cu can: tensor cores of 16 bits, units in octets, weights in registers."""
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return half and hidden % 8 == 0 and hidden <= 1024 and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def _check(x: Tensor, lengths: Tensor, weights: dict[str, Tensor]) -> None:
