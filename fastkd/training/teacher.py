@@ -131,4 +131,5 @@ def has_fast_bf16() -> bool:
     """Whether this machine's GPU, or its CPU where there is none, multiplies bfloat16 matrices natively."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
