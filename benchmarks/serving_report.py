@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from benchmarks import results
 from benchmarks.results import Problem, Row
@@ -21,13 +21,11 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def summary(pages: Iterable[Sequence[Row]]) -> str:
-    """A line for each problem: fastkd and the fastest of all others that compute the same."""
-    header = ("", "problem", *OWN, "fastest float32 peer", "fastest int8 peer")
-    lines = [(*header, "int8 faster than any peer", "float32 faster than its peers", "limit / time, int8")]
-    for rows in pages:
-        lines += [_summary(rows[0]["op"], problem) for problem in results.problems(_answering(rows))]
-    return _table(lines, text_columns=2)
+def summary(rows: Sequence[Row]) -> str:
+    """A line for each problem of a page: fastkd and the fastest of all others that compute the same."""
+    peers = ("fastest float32 peer", "fastest int8 peer", "int8 faster than any peer", "float32 faster than its peers")
+    lines = [("problem", *OWN, *peers, "limit / time, int8")]
+    return _table([*lines, *map(_summary, results.problems(_answering(rows)))], text_columns=1)
 
 
 def _answering(rows: Sequence[Row]) -> list[Row]:
@@ -63,13 +61,12 @@ def _starts(rows: Sequence[Row]) -> str:
     return _table(lines, text_columns=1)
 
 
-def _summary(op: str, problem: Problem) -> tuple[str, ...]:
+def _summary(problem: Problem) -> tuple[str, ...]:
     time = {name: float(row["median_ms"]) for name, row in problem.found.items()}
     peers = [name for name in time if not name.startswith(("fastkd", "BERT"))]
     exact = min((name for name in peers if not name.endswith("int8")), key=time.__getitem__)
     rough = min((name for name in peers if name.endswith("int8")), key=time.__getitem__)
     return (
-        f"`{op}`",
         problem.title,
         *(results.duration(time[name]) for name in OWN),
         *(f"{results.duration(time[name])} ({name})" for name in (exact, rough)),

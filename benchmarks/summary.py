@@ -1,4 +1,4 @@
-"""``python -m benchmarks.summary``: the README's tables and the pictures of all ops, from the kept results alone."""
+"""``python -m benchmarks.summary``: the tables of pages and the pictures of all ops, from the kept results alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from benchmarks import overview, results, serving_report
 from benchmarks.registry import FORWARD_BACKWARD
 from benchmarks.results import Row
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "figures.md")
 BLOCK = re.compile(r"(<!-- benchmarks: .*?-->\n).*?(<!-- end of benchmarks -->)", re.DOTALL)
-ANSWERS = re.compile(r"(<!-- answers: .*?-->\n).*?(<!-- end of answers -->)", re.DOTALL)
+ANSWERS = re.compile(r"(<!-- answers of (\w+): .*?-->\n).*?(<!-- end of answers -->)", re.DOTALL)
 HEADER = (
     "op",
     "shape",
@@ -67,28 +68,30 @@ def tables(machines: dict[str, dict[str, list[Row]]]) -> str:
     return "\n" + "\n".join(parts) + "\n"
 
 
-def answer_tables(machines: dict[str, dict[str, list[Row]]]) -> str:
-    """A table for each machine."""
+def answer_tables(machines: dict[str, dict[str, list[Row]]], page: str) -> str:
+    """A table for each machine of one page of answers."""
     parts = []
     for machine, pages in machines.items():
-        first = next(iter(pages.values()))[0]
+        if page not in pages:
+            continue
+        first = pages[page][0]
         packages = [package for package in ("torch", "onnxruntime", "openvino") if first[package]]
         versions = ", ".join(f"{package} {first[package]}" for package in packages)
-        parts.append(f"{machine}; {versions}:\n\n{serving_report.summary(pages.values())}\n")
+        parts.append(f"{machine}; {versions}:\n\n{serving_report.summary(pages[page])}\n")
     return "\n" + "\n".join(parts) + "\n" if parts else ""
 
 
 def rewritten(text: str, machines: dict[str, dict[str, list[Row]]], answers: dict[str, dict[str, list[Row]]]) -> str:
-    """The README's text with the tables that the results give."""
+    """A page's text with the tables that the results give."""
     text = BLOCK.sub(lambda block: block[1] + tables(machines) + block[2], text)
-    return ANSWERS.sub(lambda block: block[1] + answer_tables(answers) + block[2], text)
+    return ANSWERS.sub(lambda block: block[1] + answer_tables(answers, block[2]) + block[3], text)
 
 
 def main() -> None:
     machines = read_all()
-    text = rewritten(README.read_text(encoding="utf-8"), machines, read_all(answers=True))
-    README.write_text(text, encoding="utf-8")
-    print(README)
+    for page in PAGES:
+        page.write_text(rewritten(page.read_text("utf-8"), machines, read_all(answers=True)), "utf-8")
+        print(page)
     for machine, ops in machines.items():
         for path in overview.draw(machine, ops, results.RESULTS):
             print(path)

@@ -197,10 +197,13 @@ def test_the_picture_is_drawn_from_the_csv_alone(rows, tmp_path):
     assert eager / fastkd == pytest.approx(15, rel=0.25)
 
 
-def test_the_readme_says_what_the_results_say():
-    readme = summary.README.read_text(encoding="utf-8")
+def test_the_pages_say_what_the_results_say():
+    readme, figures = (page.read_text("utf-8") for page in summary.PAGES)
     assert "| `kl_div` |" in summary.BLOCK.search(readme)[0]
-    assert summary.rewritten(readme, summary.read_all(), summary.read_all(answers=True)) == readme
+    assert "| mkd 1 × 24 (1 thread) |" in summary.ANSWERS.search(readme)[0]
+    assert "| 1 × 32 × 300 × 256 (1 thread) |" in summary.ANSWERS.search(figures)[0]
+    for page in (readme, figures):
+        assert summary.rewritten(page, summary.read_all(), summary.read_all(answers=True)) == page
 
 
 def test_the_summary_has_a_line_for_each_problem_and_leaves_out_what_was_not_measured(rows, tmp_path):

@@ -174,13 +174,14 @@ def test_the_summary_compares_with_the_fastest_of_those_that_compute_the_same(ro
     results.write(rows, tmp_path / "student-some-cpu.csv")
     assert summary.read_all(tmp_path) == {}
     machines = summary.read_all(tmp_path, answers=True)
-    text = summary.rewritten("<!-- answers: x -->\nold<!-- end of answers -->", {}, machines)
+    text = summary.rewritten("<!-- answers of student: x -->\nold<!-- end of answers -->", {}, machines)
     assert f"{CPU}; torch 2.13.0, onnxruntime 1.31:" in text
     one, two = text.splitlines()[6:8]
-    problem, peers = "| `student` | mkd 1 × 24 (1 thread) | 3 ms | 2 ms | 1 ms |", "6 ms (ORT) | 4 ms (torch int8) |"
+    problem, peers = "| mkd 1 × 24 (1 thread) | 3 ms | 2 ms | 1 ms |", "6 ms (ORT) | 4 ms (torch int8) |"
     assert one == f"{problem} {peers} 4× | 2× | 50 % |"
     assert "(2 threads) | 1.5 ms" in two
     assert "old" not in text
+    assert summary.answer_tables(machines, "bilstm") == ""
 
 
 def test_a_run_keeps_rows_and_a_picture_of_them_alone(monkeypatch, capsys, tmp_path):
