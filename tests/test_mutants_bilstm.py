@@ -21,7 +21,7 @@ MUTANTS = {
     "only the first direction's weights": ("lstm_kernel.h", "if (at.direction != loaded)", "if (loaded < 0)"),
     "cells of the tile before": ("lstm_kernel.h", "cell[own][0] = cell[own][1] = 0;", "cell[own][0] = 0;"),
     "one part of the depth": ("lstm_kernel.h", "part < S::kParts; ++part", "part < 1; ++part"),
-    "padding left as it was": ("lstm_kernel.h", "buffer[i] = Octet{};", ";"),
+    "padding left as it was": ("lstm_kernel.h", "buffer[i] = Octet{};", "buffer[i].pair[0] |= 0;"),
     # Who waits for whom.
     "state of others not awaited": ("exchange.h", "wait_for_phase(&shared.filled[count % 2], count / 2 % 2);", ";"),
     "idle warps wait": ("exchange.h", "if (S::kParts > 1 || at.unit < task.hidden) ", ""),
@@ -30,7 +30,6 @@ MUTANTS = {
     "wrong number of bytes": ("exchange.h", "S::kRows * task.hidden * sizeof", "S::kRows * S::kDepth * sizeof"),
     "gates not awaited": ("lstm_kernel.h", "wait_for_copies<kStages - 1>();", "wait_for_copies<kStages>();"),
     "late copies": ("lstm_kernel.h", "    wait_for_copies<0>();  // of", "    // of"),
-    "gates of other lanes": ("lstm_kernel.h", "      __syncwarp();\n      Octet states", "      Octet states"),
     "states of other lanes": ("lstm_kernel.h", "    __syncwarp();\n    return fresh", "    return fresh"),
     "parts not awaited": ("lstm_kernel.h", "    }\n    __syncthreads();\n", "    }\n"),
     "sequences overwritten": ("lstm_kernel.h", "    __syncthreads();  // the tile before", "    // the tile before"),
