@@ -5,6 +5,7 @@ import topk_kl_div_samples as samples
 import torch
 from backends import BACKENDS, DTYPES, device_of, evaluate, fused, threads
 from subprocesses import python
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastkd.losses import topk_kl_div
 
@@ -86,7 +87,8 @@ def test_compiles_into_one_graph_for_every_batch_size(backend, tail):
         return topk_kl_div(student * 2, ids, values, tail=tail, mask=mask)
 
     torch._dynamo.reset()
-    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=counter)
     for rows in (3, 8, 21):
         student, ids, values = inputs(rows, device=device_of(backend))
         mask = torch.arange(rows, device=student.device) % 2 == 0
@@ -96,7 +98,7 @@ def test_compiles_into_one_graph_for_every_batch_size(backend, tail):
         got.backward()
         torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
         torch.testing.assert_close(fast.grad, eager.grad, rtol=1e-5, atol=1e-7)
-    assert torch._dynamo.utils.counters["frames"]["ok"] <= 2
+    assert counter.frame_count <= 2  # the first batch may be taken for a constant
     torch._dynamo.reset()
 
 
