@@ -15,7 +15,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from benchmarks.registry import FORWARD, UPSTREAM, Benchmark, Case, Provider
+from benchmarks.registry import FORWARD_BACKWARD, UPSTREAM, Benchmark, Case, Provider
 from fastkd.reference.tolerance import GRADIENT, VALUE, assert_close
 
 MAX_ROUNDS = 100
@@ -42,7 +42,7 @@ def bind(provider: Provider, case: Case, inputs: dict[str, Tensor], direction: s
         settings = None if provider.inductor is None else dict(provider.inductor)
         function = torch.compile(function, fullgraph=True, dynamic=False, options=settings)
     arguments = {name: tensor for name, tensor in inputs.items() if provider.limit or name != UPSTREAM}
-    if direction == FORWARD or provider.limit:
+    if direction != FORWARD_BACKWARD or provider.limit:
         detached = {name: tensor.detach() for name, tensor in arguments.items()}
         return lambda: (function(**detached, **case.options),)
     wanted = [tensor for tensor in arguments.values() if tensor.requires_grad]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 FORWARD = "forward"
 FORWARD_BACKWARD = "forward+backward"
+STEP = "step"  # forward and backward by the provider itself, which returns what is to be compared
 UPSTREAM = "upstream"  # the input that is the gradient coming in, see measure.bind
 
 
@@ -65,7 +66,7 @@ class Provider:
 
     name: str
     function: Function
-    directions: tuple[str, ...] = (FORWARD, FORWARD_BACKWARD)
+    directions: tuple[str, ...] = (FORWARD, FORWARD_BACKWARD, STEP)
     objection: Objection = no_objection
     compiled: bool = False
     limit: bool = False

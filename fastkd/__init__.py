@@ -19,11 +19,17 @@ _HOMES = {
     "LinearTopkKLDivLoss": "fastkd.losses",
     "topk_kl_div": "fastkd.losses",
     "TopkKLDivLoss": "fastkd.losses",
+    "EmbeddingMixer": "fastkd.mixing",
     "MixupSampler": "fastkd.mixup",
     "mix_batch": "fastkd.mixup",
     "BiAttentiveLSTMConfig": "fastkd.students",
     "BiAttentiveLSTM": "fastkd.students",
+    "DistillationTrainer": "fastkd.training.distillation",
+    "MixKDConfig": "fastkd.methods.mixkd",
+    "MixKDObjective": "fastkd.methods.mixkd",
+    "MixKDTrainer": "fastkd.methods.mixkd",
     "MKDConfig": "fastkd.methods.mkd",
+    "MKDObjective": "fastkd.methods.mkd",
     "MKDTrainer": "fastkd.methods.mkd",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,12 +31,12 @@ class MixupSampler:
             choice of this project.
         per_example: one λ per example, else one for the whole batch. Mixup's authors (arXiv 1710.09412) draw one per
             batch in their code; the default is a choice of this project.
-        seed: of the generator. Give each data-parallel rank its own, such as ``seed + rank``.
+        seed: of the generator, numbers of at least 0. Give each data-parallel rank its own, such as ``(seed, rank)``.
 
     ``state_dict()`` is plain numbers and strings; a sampler that has loaded it draws on as if never interrupted.
     """
 
-    def __init__(self, alpha: float = 0.4, *, per_example: bool = True, seed: int = 0) -> None:
+    def __init__(self, alpha: float = 0.4, *, per_example: bool = True, seed: int | Sequence[int] = 0) -> None:
         if not 0.0 < alpha < float("inf"):
             raise ValueError(f"alpha must be positive and finite, got {alpha}")
         self.alpha = alpha

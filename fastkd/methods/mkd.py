@@ -8,15 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from fastkd.data.encode import MultiTaskDataset
-from fastkd.losses import kl_div
-from fastkd.training.signals import COLUMN, TeacherSignal
-from fastkd.training.teacher import task_loss
-from fastkd.training.trainer import MultiTaskTrainer
+from fastkd.methods.logits import LogitDistance, check_weights
+from fastkd.training.classifiers import task_loss
+from fastkd.training.distillation import DistillationTrainer, agreement
 
 
 @dataclass(frozen=True)
@@ -44,15 +41,11 @@ class MKDObjective:
     distillation_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.loss not in ("mse", "kl"):
-            raise ValueError(f'loss must be "mse" or "kl", got {self.loss!r}')
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a positive number, got {self.temperature}")
-        for name in ("hard_label_weight", "distillation_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
-        if self.hard_label_weight == self.distillation_weight == 0:
-            raise ValueError("hard_label_weight and distillation_weight are both 0: nothing would be learned")
+        self.distance()
+        check_weights(hard_label_weight=self.hard_label_weight, distillation_weight=self.distillation_weight)
+
+    def distance(self) -> LogitDistance:
+        return LogitDistance(self.loss, self.temperature, self.sum_over_classes)
 
     def __call__(
         self, student_logits: Tensor, teacher_logits: Tensor | None = None, labels: Tensor | None = None
@@ -68,7 +61,7 @@ class MKDObjective:
         """
         parts = {}
         if self.distillation_weight:
-            parts["distillation"] = self._distillation(student_logits, teacher_logits)
+            parts["distillation"] = self.distance()(student_logits, teacher_logits)
         if self.hard_label_weight:
             if labels is None:
                 raise ValueError("labels must be given when hard_label_weight is above 0")
@@ -76,15 +69,6 @@ class MKDObjective:
         weights = {"distillation": self.distillation_weight, "hard_label": self.hard_label_weight}
         total = sum(weights[name] * part for name, part in parts.items())
         return cast(Tensor, total), parts
-
-    def _distillation(self, student_logits: Tensor, teacher_logits: Tensor | None) -> Tensor:
-        if teacher_logits is None or teacher_logits.shape != student_logits.shape:
-            found = None if teacher_logits is None else tuple(teacher_logits.shape)
-            raise ValueError(f"teacher_logits must have the student's shape {tuple(student_logits.shape)}, got {found}")
-        if self.loss == "kl" and student_logits.shape[-1] > 1:
-            return cast(Tensor, kl_div(student_logits, teacher_logits, temperature=self.temperature))
-        error = nn.functional.mse_loss(student_logits.float(), teacher_logits.float())
-        return error * student_logits.shape[-1] if self.sum_over_classes else error
 
 
 @dataclass
@@ -121,67 +105,38 @@ class MKDConfig(TrainingArguments):
         )
 
 
-class MKDTrainer(MultiTaskTrainer):
+class MKDTrainer(DistillationTrainer):
     """Distils a multi-task teacher, or one teacher per task, into one multi-task student.
 
     Args:
-        model: the student, with ``config.tasks``.
+        model: the student; see ``DistillationTrainer``.
         args: an :class:`MKDConfig`.
         teacher: a model with a head per task, or a dict from task to model; not needed when the training rows
             have a column ``teacher_logits`` (see ``add_teacher_logits``), nor with ``distillation_weight=0``.
-            It is frozen, and stays out of the student's weights, optimizer and checkpoints.
-        **kwargs: of ``MultiTaskTrainer``.
+        **kwargs: of ``DistillationTrainer``, which tells what is logged and what becomes of the teacher.
 
-    ``eval_loss`` is the hard-label loss. The unweighted parts of the training loss are logged as
-    ``loss_distillation`` and ``loss_hard_label``, means over the micro-batches since the last log.
+    The parts of the loss are ``distillation`` and ``hard_label``.
 
     Raises:
-        ValueError: no teacher where one is needed, or a teacher without the student's tasks and label names.
+        ValueError: as ``DistillationTrainer``.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        args: MKDConfig,
-        data_collator: Any = None,
-        train_dataset: MultiTaskDataset | None = None,
-        eval_dataset: Mapping[str, MultiTaskDataset] | None = None,
-        *,
-        teacher: nn.Module | Mapping[str, nn.Module] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
-        self.objective: MKDObjective = args.objective()
-        self.signal = None
-        datasets = train_dataset.datasets if train_dataset else {}
-        without = [task for task, rows in datasets.items() if COLUMN not in rows.column_names]
-        if self.objective.distillation_weight and without:
-            if teacher is None:
-                raise ValueError(
-                    f"teacher is None and the training rows of {', '.join(without)} have no column {COLUMN}: "
-                    "give a teacher, or add the column with add_teacher_logits"
-                )
-            labels = {task: model.config.tasks[task]["labels"] for task in without}
-            self.signal = TeacherSignal(teacher, labels).to(args.device)
-        self._sums: dict[str, Tensor] = {}
-        self._micro_batches = 0
+    args: MKDConfig
 
-    def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Any]:
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", COLUMN)}
-        labels, teacher_logits = batch.get("labels"), batch.get(COLUMN)
-        outputs = model(**inputs)
-        if not model.training:
-            return task_loss(outputs.logits, cast(Tensor, labels)), outputs
+    def __init__(self, model: PreTrainedModel, args: MKDConfig, *arguments: Any, **kwargs: Any) -> None:
+        self.objective: MKDObjective = args.objective()
+        super().__init__(model, args, *arguments, **kwargs)
+
+    def tasks_to_ask(self, datasets: Mapping[str, Any]) -> list[str]:
+        return super().tasks_to_ask(datasets) if self.objective.distillation_weight else []
+
+    def distillation_loss(
+        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, teacher_logits: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor], Any]:
+        outputs = self.student_outputs(model, inputs)
         if teacher_logits is None and self.signal is not None:
             teacher_logits = self.signal(inputs)
         loss, parts = self.objective(outputs.logits, teacher_logits, labels)
-        for name, part in parts.items():  # kept on the device: reading them each step would wait for it
-            self._sums[name] = self._sums.get(name, torch.zeros_like(part)) + part.detach()
-        self._micro_batches += 1
-        return loss, outputs
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self._micro_batches:
-            logs |= {f"loss_{name}": round(s.item() / self._micro_batches, 4) for name, s in self._sums.items()}
-            self._sums, self._micro_batches = {}, 0
-        super().log(logs, *args, **kwargs)
+        if teacher_logits is not None:
+            parts |= agreement(outputs.logits, teacher_logits)
+        return loss, parts, outputs

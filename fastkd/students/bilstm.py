@@ -119,13 +119,14 @@ class Pool(nn.Module):
         return torch.sum(weights * states, dim=1)
 
 
-def _select(input_ids: Tensor, selected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The selected tokens of each row moved to the front: ids (B, L'), mask (B, L') and lengths (B,)."""
+def _select(states: Tensor, selected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The selected tokens of each row moved to the front: states (B, L', D), mask (B, L') and lengths (B,)."""
+    batch, longest, _ = states.shape
     lengths = selected.sum(1)
-    longest = int(lengths.max())
-    order = selected.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]
-    mask = torch.arange(longest, device=selected.device) < lengths[:, None]
-    return input_ids.gather(1, order), mask, lengths
+    order = selected.byte().argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
+    mask = torch.arange(order.shape[1], device=selected.device) < lengths[:, None]
+    rows = order + longest * torch.arange(batch, device=selected.device)[:, None]
+    return F.embedding(rows, states.flatten(0, 1)), mask, lengths
 
 
 class BiAttentiveLSTM(PreTrainedModel):
@@ -229,23 +230,24 @@ class BiAttentiveLSTM(PreTrainedModel):
         return task
 
     def _features(self, input_ids: Tensor, real: Tensor, second: Tensor) -> Tensor:
+        # Looked up before the sentences are told apart, so that a hook on the table meets every token in its place.
+        embedded = self.word_embeddings(input_ids)
         if not second.any():
-            ids, mask, lengths = _select(input_ids, real)
-            x = self._encode(ids, lengths)
+            words, mask, lengths = _select(embedded, real)
+            x = self._encode(words, lengths)
             mixed = self._attend(x, x, mask)
             sides = [self._integrate(side, mixed, mask, lengths) for side in range(len(self.integrators))]
             return torch.cat([sides[0], sides[-1]], dim=-1)
         alone = ~second.any(1, keepdim=True)
-        x_ids, x_mask, x_lengths = _select(input_ids, real & ~second)
-        y_ids, y_mask, y_lengths = _select(input_ids, torch.where(alone, real, second))
-        x, y = self._encode(x_ids, x_lengths), self._encode(y_ids, y_lengths)
+        x_words, x_mask, x_lengths = _select(embedded, real & ~second)
+        y_words, y_mask, y_lengths = _select(embedded, torch.where(alone, real, second))
+        x, y = self._encode(x_words, x_lengths), self._encode(y_words, y_lengths)
         x_features = self._integrate(0, self._attend(x, y, y_mask), x_mask, x_lengths)
         y_features = self._integrate(1, self._attend(y, x, x_mask), y_mask, y_lengths)
         return torch.cat([x_features, y_features], dim=-1)
 
-    def _encode(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        embedded = self.projection(self.dropout(self.word_embeddings(ids))).relu()
-        states: Tensor = self.encoder(embedded, lengths)
+    def _encode(self, words: Tensor, lengths: Tensor) -> Tensor:
+        states: Tensor = self.encoder(self.projection(self.dropout(words)).relu(), lengths)
         return states
 
     @staticmethod

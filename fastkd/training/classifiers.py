@@ -152,6 +152,9 @@ class SingleTaskTeacher(nn.Module):
         self.config.tasks = {task: {"labels": list(names)}}
         self.order = _label_order(self.config, task, names, label_names)
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
     def forward(
         self,
         input_ids: torch.Tensor,

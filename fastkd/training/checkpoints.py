@@ -1,0 +1,32 @@
+"""Which checkpoint of an interrupted training is whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+_LAST_WRITTEN = "trainer_state.json"
+
+
+def last_checkpoint(folder: str | Path, processes: int = 1) -> str | None:
+    """The newest checkpoint of ``transformers.Trainer`` in ``folder`` that was written to its end; None if none was.
+
+    A process that is killed while it saves leaves a folder with the name of a checkpoint and a part of its files.
+    ``processes``: of the run that saved, each of which keeps a random state of its own.
+    """
+    found = Path(folder).glob("checkpoint-*") if Path(folder).is_dir() else ()
+    numbered = {int(path.name.split("-")[1]): path for path in found if path.name.split("-")[1].isdecimal()}
+    for step in sorted(numbered, reverse=True):
+        if _is_whole(numbered[step], processes):
+            return str(numbered[step])
+    return None
+
+
+def _is_whole(checkpoint: Path, processes: int) -> bool:
+    if len(list(checkpoint.glob("rng_state*"))) < processes:
+        return False
+    try:
+        json.loads((checkpoint / _LAST_WRITTEN).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
