@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset
 from fastkd.methods.registry import get_method
 from fastkd.training.output import new_folder
-from fastkd.training.report import ModelResult, count_parameters, measure_latency, write_report
+from fastkd.training.report import ModelResult, count_parameters, measure_latency, usage, write_report
 
 if TYPE_CHECKING:
     from fastkd.methods.experiment import Experiment, Scores
@@ -49,18 +49,6 @@ def publish(experiment: Experiment, scores: Scores, table: str) -> None:
     with new_folder(Path(experiment.output) / "student", replace=True) as folder:
         shutil.copytree(experiment.student_folder(arm, best) / "model", folder, dirs_exist_ok=True)
         (folder / "README.md").write_text(_card(experiment, arm, table))
-
-
-def usage(task: str) -> str:
-    """The part of a model card that shows how the model is loaded."""
-    return f"""```python
-import fastkd.students  # makes the Auto classes know the model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-model = AutoModelForSequenceClassification.from_pretrained("path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-logits = model(**tokenizer("a fine film", return_tensors="pt"), task="{task}").logits
-```"""
 
 
 def _evenly(count: int) -> range:

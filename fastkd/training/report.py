@@ -1,4 +1,4 @@
-"""What a distillation run ends with: one table and one picture of teacher, student without and with distillation."""
+"""What a distillation run ends with: one table and one picture of its models, and how a model card has them loaded."""
 
 import csv
 import io
@@ -164,3 +164,15 @@ def draw(path: Path, results: Sequence[ModelResult], tasks: Sequence[str], title
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def usage(task: str) -> str:
+    """The part of a model card that shows how the model is loaded."""
+    return f"""```python
+import fastkd.students  # makes the Auto classes know the model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+logits = model(**tokenizer("a fine film", return_tensors="pt"), task="{task}").logits
+```"""
