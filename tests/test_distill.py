@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fastkd.cli import main
 from fastkd.data.glue import GLUE
-from fastkd.methods import experiment
 from fastkd.methods.experiment import WITH_KD, WITHOUT_KD
+from fastkd.methods.mkd import MKDTrainer
 from fastkd.training.teacher import MultiTaskEncoder, MultiTaskEncoderConfig
 
 TASKS = {name: {"labels": list(GLUE[name].label_names)} for name in ("sst2", "stsb")}
@@ -77,8 +77,8 @@ def result(output, arm, seed):
 
 def test_finished_students_are_not_trained_again(folder, finished, monkeypatch, capsys):
     trained = []
-    train = experiment.MKDTrainer.train
-    monkeypatch.setattr(experiment.MKDTrainer, "train", lambda self: trained.append(1) or train(self))
+    train = MKDTrainer.train
+    monkeypatch.setattr(MKDTrainer, "train", lambda self: trained.append(1) or train(self))
     assert distil(folder, finished, "--seeds", "1,2", "--jobs", "1") == 0
     assert trained == []
     assert (finished / "table.md").read_text() in capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_finished_students_are_not_trained_again(folder, finished, monkeypatch, 
 
 
 def test_the_options_beside_the_results_repeat_the_run(finished, monkeypatch, capsys):
-    monkeypatch.setattr(experiment.MKDTrainer, "train", lambda self: pytest.fail("a finished student is trained again"))
+    monkeypatch.setattr(MKDTrainer, "train", lambda self: pytest.fail("a finished student is trained again"))
     assert main(["distill", "mkd", "--config", str(finished / "options.yaml"), "--jobs", "1"]) == 0
     assert (finished / "table.md").read_text() in capsys.readouterr().out
 

@@ -3,13 +3,14 @@
 import csv
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
 from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig
-from fastkd.training.report import ModelResult, count_parameters, measure_latency, write_report
+from fastkd.training.report import _COLOURS, ModelResult, count_parameters, measure_latency, write_report
 from fastkd.training.runs import MARKER, finished_or
 
 TASKS = ["sst2", "rte"]
@@ -53,6 +54,14 @@ def test_picture_shows_every_model(tmp_path):
     with Image.open(tmp_path / "scores.png") as image:
         colours = {colour for _, colour in image.convert("RGB").getcolors(maxcolors=1_000_000)}
     assert {(0x00, 0x72, 0xB2), (0x99, 0x99, 0x99)} <= colours
+
+
+def test_picture_shows_many_models(tmp_path):
+    models = [replace(RESULTS[0], name=f"model {index}") for index in range(9)]
+    write_report(tmp_path, models, TASKS, "a title")
+    with Image.open(tmp_path / "scores.png") as image:
+        colours = {"#{:02X}{:02X}{:02X}".format(*pixel) for _, pixel in image.convert("RGB").getcolors(1_000_000)}
+    assert colours >= set(_COLOURS)
 
 
 class Sleeper(torch.nn.Module):

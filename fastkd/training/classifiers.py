@@ -19,7 +19,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fastkd.data.glue import get_task
 
-POOLINGS = ("cls", "mean")
+POOLINGS = ("cls", "mean", "cls_of_layers")
 
 
 class MultiTaskEncoderConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
@@ -29,8 +29,10 @@ class MultiTaskEncoderConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         encoder: configuration of the shared encoder, or its dict form with ``model_type``.
         tasks: for each task ``{"labels": [names]}``, in the order of the outputs; no names for a regression.
         pooling: ``"cls"`` takes the encoder's pooler output, or the first token's state where it has no
-            pooler (the MT-DNN scheme); ``"mean"`` the mean state of the tokens.
-        classifier_dropout: before every head.
+            pooler (the MT-DNN scheme); ``"mean"`` the mean state of the tokens; ``"cls_of_layers"`` the mean
+            over all layers, without the word embeddings, of the first token's state.
+        classifier_dropout: before every head, and before the output of a head with a hidden layer.
+        head_size: units of a head's hidden layer, with ReLU; None makes the heads linear.
     """
 
     model_type = "fastkd-multitask-encoder"
@@ -41,21 +43,25 @@ class MultiTaskEncoderConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         tasks: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
         pooling: str = "cls",
         classifier_dropout: float = 0.1,
+        head_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}")
+        if head_size is not None and head_size < 1:
+            raise ValueError(f"head_size is {head_size}; it must be at least 1, or None")
         if isinstance(encoder, dict):
             encoder = AutoConfig.for_model(**encoder)
         self.encoder = encoder
         self.tasks = {name: {"labels": list(task["labels"])} for name, task in (tasks or {}).items()}
         self.pooling = pooling
         self.classifier_dropout = classifier_dropout
+        self.head_size = head_size
         super().__init__(**kwargs)
 
 
 class MultiTaskEncoder(PreTrainedModel):  # type: ignore[no-untyped-call]
-    """A shared encoder and, per task, dropout and a linear head on the pooled state (the MT-DNN scheme)."""
+    """A shared encoder and, per task, dropout and a head on the pooled state (linear in the MT-DNN scheme)."""
 
     config_class = MultiTaskEncoderConfig
     base_model_prefix = "encoder"
@@ -65,21 +71,21 @@ class MultiTaskEncoder(PreTrainedModel):  # type: ignore[no-untyped-call]
         super().__init__(config)
         if config.encoder is None:
             raise ValueError("config.encoder is None; it must be the configuration of an encoder")
-        self.encoder = AutoModel.from_config(config.encoder)  # type: ignore[no-untyped-call]
+        self.encoder = _read_by(config.pooling, AutoModel.from_config(config.encoder))
         self.dropout = nn.Dropout(config.classifier_dropout)
         hidden_size = config.encoder.hidden_size
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(hidden_size, len(task["labels"]) or 1) for name, task in config.tasks.items()}
+            {name: _head(hidden_size, len(task["labels"]) or 1, config) for name, task in config.tasks.items()}
         )
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
-    def from_encoder(cls, name_or_path: str, tasks: Sequence[str], **config: Any) -> MultiTaskEncoder:
-        """Fresh heads for ``tasks`` on a pretrained encoder in float32."""
-        encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
+    def from_encoder(cls, source: str | PreTrainedModel, tasks: Sequence[str], **config: Any) -> MultiTaskEncoder:
+        """Fresh heads for ``tasks`` on a pretrained encoder: one to load in float32, or the model itself."""
+        encoder = AutoModel.from_pretrained(source, dtype=torch.float32) if isinstance(source, str) else source
         labels = {name: {"labels": get_task(name).label_names} for name in tasks}
         model = cls(MultiTaskEncoderConfig(encoder.config, labels, **config))
-        model.encoder = encoder
+        model.encoder = _read_by(model.config.pooling, encoder)
         return model
 
     def forward(
@@ -97,7 +103,8 @@ class MultiTaskEncoder(PreTrainedModel):  # type: ignore[no-untyped-call]
         """
         task = self._resolve(task)
         inputs = _encoder_inputs(self.encoder.config, input_ids, attention_mask, token_type_ids)
-        logits = self.heads[task](self.dropout(self._pool(self.encoder(**inputs), attention_mask)))
+        outputs = self.encoder(**inputs, output_hidden_states=self.config.pooling == "cls_of_layers")
+        logits = self.heads[task](self.dropout(self._pool(outputs, attention_mask)))
         loss = None if labels is None else task_loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
@@ -113,10 +120,26 @@ class MultiTaskEncoder(PreTrainedModel):  # type: ignore[no-untyped-call]
         if self.config.pooling == "cls":
             pooled = getattr(outputs, "pooler_output", None)
             return states[:, 0] if pooled is None else pooled
+        if self.config.pooling == "cls_of_layers":
+            return torch.stack([layer[:, 0] for layer in outputs.hidden_states[1:]]).mean(dim=0)
         if attention_mask is None:
             return states.mean(dim=1)
         weights = attention_mask.unsqueeze(-1).to(states.dtype)
         return (states * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def _read_by(pooling: str, encoder: Any) -> Any:
+    """The encoder, without a pooler that would neither be read nor trained."""
+    if pooling == "cls_of_layers" and getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None
+    return encoder
+
+
+def _head(width: int, outputs: int, config: MultiTaskEncoderConfig) -> nn.Module:
+    if config.head_size is None:
+        return nn.Linear(width, outputs)
+    hidden, dropout = nn.Linear(width, config.head_size), nn.Dropout(config.classifier_dropout)
+    return nn.Sequential(hidden, nn.ReLU(), dropout, nn.Linear(config.head_size, outputs))
 
 
 def _encoder_inputs(

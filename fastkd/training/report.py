@@ -1,4 +1,4 @@
-"""What a distillation run ends with: one table and one picture of teacher, student without and with distillation."""
+"""What a distillation run ends with: one table and one picture of its models, and how a model card has them loaded."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from transformers import PreTrainedModel
 from fastkd.training.runs import write_text
 
 AVERAGE = "average"
-_COLOURS = ("#0072B2", "#999999", "#D55E00", "#009E73")  # Okabe and Ito: told apart by colour-blind readers
-_MARKERS = ("s", "o", "D", "^")
+# Okabe and Ito: told apart by colour-blind readers
+_COLOURS = ("#0072B2", "#999999", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("s", "o", "D", "^", "v", "P", "X", "*")
 
 
 @dataclass(frozen=True)
@@ -126,17 +128,19 @@ def draw(path: Path, results: Sequence[ModelResult], tasks: Sequence[str], title
     from matplotlib.figure import Figure
 
     columns = [*tasks, AVERAGE]
-    figure = Figure(figsize=(9.0, 1.9 + 0.55 * len(columns)), layout="constrained")
+    height = 1.3 + 0.2 * len(results) + 0.55 * len(columns)
+    figure = Figure(figsize=(9.0, height), layout="constrained")
     axes, numbers = figure.subplots(1, 2, sharey=True, width_ratios=(5, 0.9 * len(results)))
     heights = [float(len(columns) - i) for i in range(len(columns))]
-    for index, (result, colour, marker) in enumerate(zip(results, _COLOURS, _MARKERS, strict=False)):
+    for index, (result, colour, marker) in enumerate(zip(results, cycle(_COLOURS), cycle(_MARKERS), strict=False)):
         points = [result.mean_and_spread(column) for column in columns]
         means, spreads = [mean for mean, _ in points], [spread or 0.0 for _, spread in points]
-        raised = [height + 0.2 * ((len(results) - 1) / 2 - index) for height in heights]  # so that none hides another
+        apart = min(0.2, 0.8 / len(results))  # so that none hides another
+        raised = [height + apart * ((len(results) - 1) / 2 - index) for height in heights]
         label = f"{result.name}: {result.parameters / 1e6:.1f} M parameters, {1e3 * result.latency:.1f} ms a row"
         style: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 8, "capsize": 3}
         axes.errorbar(means, raised, xerr=spreads, label=label, **style)
-        heading = result.name.replace("student ", "").replace(" ", "\n")
+        heading = result.name.partition(",")[0].replace("student ", "").replace(" ", "\n")
         texts = {len(columns) + 0.8: heading, **{h: f"{mean:.1f}" for h, mean in zip(heights, means, strict=True)}}
         for height, text in texts.items():
             numbers.text(index, height, text, color=colour, ha="center", va="center")
@@ -160,3 +164,15 @@ def draw(path: Path, results: Sequence[ModelResult], tasks: Sequence[str], title
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def usage(task: str) -> str:
+    """The part of a model card that shows how the model is loaded."""
+    return f"""```python
+import fastkd.students  # makes the Auto classes know the model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+logits = model(**tokenizer("a fine film", return_tensors="pt"), task="{task}").logits
+```"""

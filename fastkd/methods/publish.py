@@ -1,0 +1,95 @@
+"""What an experiment leaves: the table and picture of its models, and the best student with a model card."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset
+from fastkd.methods.registry import get_method
+from fastkd.training.output import new_folder
+from fastkd.training.report import ModelResult, count_parameters, measure_latency, usage, write_report
+
+if TYPE_CHECKING:
+    from fastkd.methods.experiment import Experiment, Scores
+    from fastkd.methods.teachers import Teachers
+
+LATENCY_ROWS = 20
+
+
+def report(
+    experiment: Experiment,
+    teachers: Teachers,
+    teacher_scores: dict[str, float],
+    scores: Scores,
+    validation: dict[str, MultiTaskDataset],
+) -> str:
+    """Writes table and picture into the experiment's folder and gives the table."""
+    collate = MultiTaskCollator(teachers.tokenizer)
+    single = [collate([rows[i]]) for rows in validation.values() for i in _evenly(len(rows))]
+    known = [batch for batch in single if batch["task"] in teachers.first.heads]
+    results = [_result(teachers.title, [teacher_scores], teachers.first.cpu(), known)]
+    for arm, by_seed in scores.items():
+        folder = experiment.student_folder(arm, experiment.seeds[0])
+        student = AutoModelForSequenceClassification.from_pretrained(folder / "model")
+        results.append(_result(arm, list(by_seed.values()), student, single))
+    count = len(experiment.seeds)
+    method = get_method(experiment.method).title
+    title = f"{method} into the {experiment.student.title}, {count} seed{'s' if count > 1 else ''}"
+    return write_report(Path(experiment.output), results, experiment.tasks, title)
+
+
+def publish(experiment: Experiment, scores: Scores, table: str) -> None:
+    """Copies the last row's student with the best validation average to ``student``, with a model card."""
+    arm, by_seed = list(scores.items())[-1]
+    best = max(experiment.seeds, key=lambda seed: sum(by_seed[seed].values()))
+    with new_folder(Path(experiment.output) / "student", replace=True) as folder:
+        shutil.copytree(experiment.student_folder(arm, best) / "model", folder, dirs_exist_ok=True)
+        (folder / "README.md").write_text(_card(experiment, arm, table))
+
+
+def _evenly(count: int) -> range:
+    return range(0, count, max(1, count // LATENCY_ROWS))
+
+
+def _result(
+    name: str, scores: list[dict[str, float]], model: PreTrainedModel, batches: list[dict[str, Any]]
+) -> ModelResult:
+    return ModelResult(name, scores, *count_parameters(model), measure_latency(model, batches))
+
+
+def _card(experiment: Experiment, arm: str, table: str) -> str:
+    settings = {**experiment.training, **experiment.arms[arm]}
+    options = "\n".join(f"- {name}: {value}" for name, value in sorted(settings.items()))
+    method, teacher = get_method(experiment.method).title, experiment.teacher
+    if isinstance(teacher, str):
+        taught = f"the multi-task teacher `{Path(teacher).name}`"
+    else:
+        taught = "a teacher per task: " + ", ".join(f"{task} from `{Path(teacher[task]).name}`" for task in teacher)
+    return f"""---
+library_name: transformers
+tags: [fastkd, knowledge-distillation, {experiment.method}]
+---
+
+# {experiment.student.title} distilled by {method}
+
+A student for {", ".join(experiment.tasks)}, distilled with `fastkd distill {experiment.method}` from {taught}.
+Of the seeds trained this is the one with the best average on the validation sets.
+
+{usage(experiment.tasks[0])}
+
+Validation scores (0 to 100, mean ± standard deviation over {len(experiment.seeds)} seeds; latency of one row).
+This student is of the row "{arm}":
+
+{table}
+
+Training:
+
+{options}
+- seeds: {", ".join(map(str, experiment.seeds))}
+- rows per task: {experiment.max_train_rows or "all"}
+- tokens per row: {experiment.max_length}
+"""

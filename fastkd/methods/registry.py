@@ -1,0 +1,36 @@
+"""The methods that an experiment can run, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import TrainingArguments
+
+from fastkd.methods.mkd import MKDConfig, MKDTrainer
+from fastkd.training.trainer import MultiTaskTrainer
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a student is trained.
+
+    ``trainer`` is called as ``trainer(student, args, collate, train, validation, teacher=…, callbacks=…)``, ``args``
+    being a ``config``. With ``uses_cached_logits`` the training rows carry the teacher's logits and ``teacher`` is
+    None; otherwise it is a dict from task to model, which the trainer asks at every step.
+    """
+
+    title: str
+    config: Callable[..., TrainingArguments]
+    trainer: Callable[..., MultiTaskTrainer]
+    uses_cached_logits: bool
+
+
+METHODS: dict[str, Method] = {"mkd": Method("MKD", MKDConfig, MKDTrainer, uses_cached_logits=True)}
+
+
+def get_method(name: str) -> Method:
+    """The method of that name; a ``ValueError`` that lists the names if there is none."""
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; the methods are {', '.join(METHODS)}")
+    return METHODS[name]

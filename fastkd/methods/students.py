@@ -1,0 +1,65 @@
+"""The kinds of student of an experiment, each of which makes new students that start from a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig, transformer_student
+from fastkd.students.transformer import HEAD_SIZE
+from fastkd.training.classifiers import MultiTaskEncoder
+
+Labels = Mapping[str, Sequence[str]]  # of each task, in the order of the outputs; none for a regression
+
+
+class Student(Protocol):
+    """A kind of student: a dataclass of JSON values, picklable."""
+
+    @property
+    def title(self) -> str:
+        """What tables and pictures call it."""
+
+    def make(self, teacher: MultiTaskEncoder, labels: Labels) -> PreTrainedModel:
+        """A new student; what of it is random follows torch's generator."""
+
+
+@dataclass(frozen=True)
+class BiLSTMStudent:
+    """A ``BiAttentiveLSTM`` of the preset, with the teacher's word embeddings where the widths agree."""
+
+    preset: str = "small"
+
+    @property
+    def title(self) -> str:
+        return f"BiLSTM student ({self.preset})"
+
+    def make(self, teacher: MultiTaskEncoder, labels: Labels) -> BiAttentiveLSTM:
+        table: torch.Tensor = teacher.get_input_embeddings().get_parameter("weight").detach()
+        vocab_size, width = table.shape
+        sizes = {"embedding_size": width} if self.preset == "small" else {}
+        tasks = {task: {"labels": list(names)} for task, names in labels.items()}
+        config = BiAttentiveLSTMConfig.preset(self.preset, vocab_size=vocab_size, tasks=tasks, **sizes)
+        student = BiAttentiveLSTM(config)
+        if config.embedding_size == width:
+            student.use_embeddings(table)
+        return student
+
+
+@dataclass(frozen=True)
+class TransformerStudent:
+    """The teacher's first layers: ``transformer_student`` documents the options."""
+
+    layers: int = 3
+    pooling: str = "cls_of_layers"
+    head_size: int | None = HEAD_SIZE
+
+    @property
+    def title(self) -> str:
+        return f"Transformer student ({self.layers} layer{'s' if self.layers > 1 else ''})"
+
+    def make(self, teacher: MultiTaskEncoder, labels: Labels) -> MultiTaskEncoder:
+        return transformer_student(teacher, self.layers, list(labels), pooling=self.pooling, head_size=self.head_size)

@@ -1,0 +1,84 @@
+"""Transformer students: the embeddings and the first layers of a teacher or of a pretrained encoder.
+
+The Transformer student of MKD (Liu et al., arXiv 1911.03588) and the students of MixKD (Liang et al., arXiv
+2011.00593) are made so. docs/mkd.md tells what is known of them from what is a choice of this project.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from fastkd.training.classifiers import MultiTaskEncoder, MultiTaskEncoderConfig
+
+HEAD_SIZE = 512  # of MKD's students, as recalled
+
+
+def transformer_student(
+    source: MultiTaskEncoder | PreTrainedModel | str | Path,
+    layers: int,
+    tasks: Sequence[str],
+    *,
+    pooling: str = "cls_of_layers",
+    head_size: int | None = HEAD_SIZE,
+) -> MultiTaskEncoder:
+    """A student of the first ``layers`` layers of ``source``, with a fresh head per task.
+
+    Args:
+        source: a teacher, or an encoder; or the folder or Hub name of either.
+        layers: 1 up to the number of layers of ``source``.
+        tasks: names of ``fastkd.data.glue.TASKS``.
+        pooling, head_size: see ``MultiTaskEncoderConfig``. The defaults are MKD's as we recall them; the
+            ordinary classifier, MixKD's, has ``pooling="cls", head_size=None``.
+
+    Raises:
+        ValueError: as :func:`first_layers`.
+    """
+    encoder = source if isinstance(source, PreTrainedModel) else _load(source, reads_pooler=pooling == "cls")
+    return MultiTaskEncoder.from_encoder(first_layers(encoder, layers), tasks, pooling=pooling, head_size=head_size)
+
+
+def first_layers(encoder: PreTrainedModel, count: int) -> PreTrainedModel:
+    """A copy of an encoder, or of a ``MultiTaskEncoder``'s, that ends after its first ``count`` layers.
+
+    What follows the layers (a pooler, a last norm) is the encoder's own.
+
+    Raises:
+        ValueError: ``count`` is not 1 up to the number of layers, or a weight of the shorter encoder is not
+            among the weights of the longer one.
+    """
+    encoder = encoder.encoder if isinstance(encoder, MultiTaskEncoder) else encoder
+    depth = encoder.config.num_hidden_layers
+    if not 1 <= count <= depth:
+        raise ValueError(f"layers is {count}; it must be 1 to {depth}, the layers of the {encoder.config.model_type}")
+    config = copy.deepcopy(encoder.config)
+    for name in vars(config):
+        if name.endswith("layer_types"):  # one entry per layer, as in ModernBERT
+            setattr(config, name, getattr(config, name)[:count])
+    config.num_hidden_layers = count
+    shorter: Any = AutoModel.from_config(config)
+    if getattr(encoder, "pooler", False) is None:
+        shorter.pooler = None
+    weights = encoder.state_dict()
+    _refuse_missing([name for name in shorter.state_dict() if name not in weights], encoder.config.model_type)
+    shorter.load_state_dict({name: weights[name] for name in shorter.state_dict()})
+    return cast(PreTrainedModel, shorter)
+
+
+def _load(source: str | Path, reads_pooler: bool) -> PreTrainedModel:
+    multi_task = isinstance(AutoConfig.from_pretrained(source), MultiTaskEncoderConfig)
+    loader: Any = MultiTaskEncoder if multi_task else AutoModel
+    model, info = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    missing = [name for name in info["missing_keys"] if reads_pooler or not name.startswith("pooler.")]
+    _refuse_missing(missing, source)
+    return cast(PreTrainedModel, model)
+
+
+def _refuse_missing(names: Sequence[str], source: str | Path) -> None:
+    if names:
+        raise ValueError(f"source {source} has no weights for {', '.join(sorted(names))} of the student")
