@@ -18,7 +18,7 @@ folder, *data_dir = sys.argv[1:] or ["runs/teacher"]
 teacher, tokenizer = load_teacher(folder), AutoTokenizer.from_pretrained(folder)
 tasks = list(teacher.config.tasks)
 data_dir = data_dir[0] if data_dir else None
-train, validation = load_encoded(tasks, tokenizer, max_length=128, data_dir=data_dir, train_fraction=0.1)
+train, validation = load_encoded(tasks, tokenizer, max_length=128, data_dir=data_dir)
 
 torch.manual_seed(0)
 student = transformer_student(

@@ -137,7 +137,7 @@ def test_a_finished_student_of_another_kind_is_not_taken(experiment):
         run_experiment(replace(experiment, arms={WITH_KD: {"loss": "kl"}}), jobs=1)
 
 
-@pytest.mark.parametrize("arms", [{}, {"Student": {}}, {"a b": {}, "a-b": {}}, {"../elsewhere": {}}, {"": {}}])
+@pytest.mark.parametrize("arms", [{"Student": {}}, {"a b": {}, "a-b": {}}, {"../elsewhere": {}}, {"": {}}])
 def test_rows_must_name_folders_of_their_own(experiment, arms):
     with pytest.raises(ValueError, match="arms"):
         replace(experiment, arms=arms)
@@ -158,7 +158,7 @@ def test_a_method_that_asks_the_teacher_at_every_step(experiment, tmp_path, monk
             asked.append((teacher, [rows.column_names for rows in train.datasets.values()]))
             super().__init__(student, args, collate, train, validation, teacher=teacher, callbacks=callbacks)
 
-    method = Method("Live", MKDConfig, Trainer, uses_cached_logits=False)
+    method = Method("Live", MKDConfig, Trainer, uses_cached_logits=False, without_kd={})
     monkeypatch.setitem(registry.METHODS, "live", method)
     run_experiment(replace(experiment, method="live", arms={WITH_KD: {}}), jobs=1)
     ((teachers, columns),) = asked

@@ -27,11 +27,6 @@ from fastkd.training.teacher import has_fast_bf16
 from fastkd.training.trainer import MultiTaskTrainer
 
 WITHOUT_KD, WITH_KD = "student without KD", "student with KD"
-ARMS: Mapping[str, Mapping[str, Any]] = {
-    WITHOUT_KD: {"distillation_weight": 0.0, "hard_label_weight": 1.0},
-    WITH_KD: {},
-}
-
 Scores = dict[str, dict[int, dict[str, float]]]  # of each row of the table, seed and task
 _TAKEN = {"teacher", "student", "teacher_logits"}
 
@@ -59,7 +54,7 @@ class Experiment:
     output: str
     method: str = "mkd"
     student: Student = field(default_factory=BiLSTMStudent)
-    arms: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: dict(ARMS))
+    arms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     data_dir: str | None = None
     seeds: tuple[int, ...] = (1, 2, 3)
     max_train_rows: int | None = None
@@ -67,8 +62,10 @@ class Experiment:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.arms:
+            object.__setattr__(self, "arms", arms_of(self.method))
         folders = {_folder_name(arm) for arm in self.arms}
-        if not folders or len(folders) < len(self.arms) or folders & _TAKEN:
+        if len(folders) < len(self.arms) or folders & _TAKEN:
             raise ValueError(f"arms are {list(self.arms)}; their folders must differ and not be {', '.join(_TAKEN)}")
         for arm in self.arms:
             if not re.fullmatch(r"\w[\w .,+()-]*", arm):
@@ -89,6 +86,11 @@ class Experiment:
     def labels(self) -> dict[str, tuple[str, ...]]:
         """Label names of each task, in the order of the students' outputs."""
         return {task: get_task(task).label_names for task in self.tasks}
+
+
+def arms_of(method: str) -> dict[str, Mapping[str, Any]]:
+    """A method's two usual rows: students that learn from the labels alone, and its own."""
+    return {WITHOUT_KD: get_method(method).without_kd, WITH_KD: {}}
 
 
 def run_experiment(experiment: Experiment, jobs: int | None = None) -> str:

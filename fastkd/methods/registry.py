@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from transformers import TrainingArguments
 
+from fastkd.methods.mixkd import MixKDConfig, MixKDTrainer
 from fastkd.methods.mkd import MKDConfig, MKDTrainer
 from fastkd.training.trainer import MultiTaskTrainer
 
@@ -17,16 +18,21 @@ class Method:
 
     ``trainer`` is called as ``trainer(student, args, collate, train, validation, teacher=…, callbacks=…)``, ``args``
     being a ``config``. With ``uses_cached_logits`` the training rows carry the teacher's logits and ``teacher`` is
-    None; otherwise it is a dict from task to model, which the trainer asks at every step.
+    None; otherwise it is a dict from task to model, which the trainer asks at every step. ``without_kd`` holds the
+    fields of ``config`` that leave the labels alone to learn from.
     """
 
     title: str
     config: Callable[..., TrainingArguments]
     trainer: Callable[..., MultiTaskTrainer]
     uses_cached_logits: bool
+    without_kd: Mapping[str, float]
 
 
-METHODS: dict[str, Method] = {"mkd": Method("MKD", MKDConfig, MKDTrainer, uses_cached_logits=True)}
+METHODS: dict[str, Method] = {
+    "mkd": Method("MKD", MKDConfig, MKDTrainer, True, {"distillation_weight": 0.0, "hard_label_weight": 1.0}),
+    "mixkd": Method("MixKD", MixKDConfig, MixKDTrainer, False, {"alpha_sm": 0.0, "alpha_tmkd": 0.0, "alpha_kd": 0.0}),
+}
 
 
 def get_method(name: str) -> Method:

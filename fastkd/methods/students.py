@@ -51,10 +51,10 @@ class BiLSTMStudent:
 
 @dataclass(frozen=True)
 class TransformerStudent:
-    """The teacher's first layers: ``transformer_student`` documents the options."""
+    """The teacher's first layers: ``transformer_student`` documents the options; ``pooling`` None is the teacher's."""
 
     layers: int = 3
-    pooling: str = "cls_of_layers"
+    pooling: str | None = "cls_of_layers"
     head_size: int | None = HEAD_SIZE
 
     @property
@@ -62,4 +62,5 @@ class TransformerStudent:
         return f"Transformer student ({self.layers} layer{'s' if self.layers > 1 else ''})"
 
     def make(self, teacher: MultiTaskEncoder, labels: Labels) -> MultiTaskEncoder:
-        return transformer_student(teacher, self.layers, list(labels), pooling=self.pooling, head_size=self.head_size)
+        pooling = self.pooling or teacher.config.pooling
+        return transformer_student(teacher, self.layers, list(labels), pooling=pooling, head_size=self.head_size)

@@ -22,7 +22,7 @@ def adopt(model: PreTrainedModel, tasks: Mapping[str, Sequence[str]]) -> None:
     config, names = model.config, list(labels)
     if config.num_labels != max(1, len(names)):
         raise ValueError(f"{type(model).__name__} has {config.num_labels} outputs; {task} needs {max(1, len(names))}")
-    own = [name for _, name in sorted(config.id2label.items())]
+    own = [name for _, name in sorted((config.id2label or {}).items())]
     if names and own != names:
         if own != [f"LABEL_{i}" for i in range(len(own))]:
             raise ValueError(f"the student's outputs are {', '.join(own)}; those of {task} are {', '.join(names)}")
