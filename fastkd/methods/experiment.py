@@ -71,7 +71,7 @@ class Experiment:
         if not folders or len(folders) < len(self.arms) or folders & _TAKEN:
             raise ValueError(f"arms are {list(self.arms)}; their folders must differ and not be {', '.join(_TAKEN)}")
         for arm in self.arms:
-            if not re.fullmatch(r"\w[\w .,+()-]*", arm):
+            if not re.fullmatch(r"\w[\w .=+()-]*", arm):
                 raise ValueError(f"arms has {arm!r}; it becomes a folder's name, so it must be words")
             self.arguments(arm, seed=0)  # refuses bad options before any work
 
