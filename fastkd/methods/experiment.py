@@ -33,7 +33,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 }
 
 Scores = dict[str, dict[int, dict[str, float]]]  # of each row of the table, seed and task
-_TAKEN = {"teacher", "student", "teacher_logits"}
+_TAKEN = ("teacher", "student", "teacher_logits")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         folders = {_folder_name(arm) for arm in self.arms}
-        if not folders or len(folders) < len(self.arms) or folders & _TAKEN:
+        if not folders or len(folders) < len(self.arms) or folders.intersection(_TAKEN):
             raise ValueError(f"arms are {list(self.arms)}; their folders must differ and not be {', '.join(_TAKEN)}")
         for arm in self.arms:
             if not re.fullmatch(r"\w[\w .=+()-]*", arm):
