@@ -198,4 +198,6 @@ def test_teachers_must_share_a_vocabulary(experiment, folder, tmp_path):
     save_teacher(tmp_path / "other", "stsb")
     words.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="have different vocabularies"):
-        run_experiment(replace(experiment, teacher={"sst2": str(folder / "sst2"), "stsb": str(tmp_path / "other")}))
+        run_experiment(
+            replace(experiment, teacher={"sst2": str(folder / "sst2"), "stsb": str(tmp_path / "other")}), jobs=1
+        )

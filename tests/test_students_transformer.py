@@ -127,6 +127,16 @@ def test_weights_the_source_lacks_are_refused(bert, tmp_path):
         first_layers(bert, 2)
 
 
+def test_a_student_of_a_student(bert, tmp_path):
+    """What is saved must load whole, and a pooler that was left out cannot come back."""
+    student = transformer_student(bert, 3, ["sst2"])
+    with pytest.raises(ValueError, match="pooling is 'cls'; as the source has no pooler"):
+        transformer_student(student, 2, ["sst2"], pooling="cls")
+    smaller = transformer_student(student, 2, ["sst2"]).eval()
+    smaller.save_pretrained(tmp_path)
+    same_answers(load_teacher(tmp_path)(**INPUTS).logits, smaller(**INPUTS).logits)
+
+
 def test_a_head_has_at_least_one_unit(bert):
     with pytest.raises(ValueError, match="head_size is 0; it must be at least 1, or None"):
         transformer_student(bert, 2, ["sst2"], head_size=0)

@@ -28,7 +28,7 @@ from fastkd.training.trainer import MultiTaskTrainer
 
 WITHOUT_KD, WITH_KD = "student without KD", "student with KD"
 Scores = dict[str, dict[int, dict[str, float]]]  # of each row of the table, seed and task
-_TAKEN = {"teacher", "student", "teacher_logits"}
+_TAKEN = ("teacher", "student", "teacher_logits")
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Experiment:
         if not self.arms:
             object.__setattr__(self, "arms", arms_of(self.method))
         folders = {_folder_name(arm) for arm in self.arms}
-        if len(folders) < len(self.arms) or folders & _TAKEN:
+        if len(folders) < len(self.arms) or folders.intersection(_TAKEN):
             raise ValueError(f"arms are {list(self.arms)}; their folders must differ and not be {', '.join(_TAKEN)}")
         for arm in self.arms:
-            if not re.fullmatch(r"\w[\w .,+()-]*", arm):
+            if not re.fullmatch(r"\w[\w .=+()-]*", arm):
                 raise ValueError(f"arms has {arm!r}; it becomes a folder's name, so it must be words")
             self.arguments(arm, seed=0)  # refuses bad options before any work
 

@@ -37,10 +37,14 @@ def transformer_student(
             ordinary classifier, MixKD's, has ``pooling="cls", head_size=None``.
 
     Raises:
-        ValueError: as :func:`first_layers`.
+        ValueError: as :func:`first_layers`; or the source was itself made without a pooler, and ``pooling`` is
+            another one.
     """
-    encoder = source if isinstance(source, PreTrainedModel) else _load(source, reads_pooler=pooling == "cls")
-    return MultiTaskEncoder.from_encoder(first_layers(encoder, layers), tasks, pooling=pooling, head_size=head_size)
+    model = source if isinstance(source, PreTrainedModel) else _load(source, reads_pooler=pooling == "cls")
+    encoder = first_layers(model, layers)
+    if pooling != "cls_of_layers" and getattr(encoder, "pooler", False) is None:
+        raise ValueError(f'pooling is {pooling!r}; as the source has no pooler, it must be "cls_of_layers"')
+    return MultiTaskEncoder.from_encoder(encoder, tasks, pooling=pooling, head_size=head_size)
 
 
 def first_layers(encoder: PreTrainedModel, count: int) -> PreTrainedModel:
