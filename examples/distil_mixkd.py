@@ -21,17 +21,11 @@ data_dir = data_dir[0] if data_dir else None
 train, validation = load_encoded(tasks, tokenizer, max_length=128, data_dir=data_dir)
 
 torch.manual_seed(0)
-student = transformer_student(
-    teacher,
-    layers=min(3, teacher.config.encoder.num_hidden_layers),
-    tasks=tasks,
-    pooling=teacher.config.pooling,
-    head_size=None,
-)
+layers, pooling = min(3, teacher.config.encoder.num_hidden_layers), teacher.config.pooling
+student = transformer_student(teacher, layers, tasks, pooling=pooling, head_size=None)
 
-args = MixKDConfig(
-    "runs/student", num_train_epochs=3, learning_rate=5e-5, alpha_sm=1.0, alpha_tmkd=1.0, save_strategy="no"
-)
+cpu = not torch.cuda.is_available()
+args = MixKDConfig("runs/student", num_train_epochs=3, learning_rate=1e-4, save_strategy="no", use_cpu=cpu)
 trainer = MixKDTrainer(student, args, MultiTaskCollator(tokenizer), train, validation, teacher=teacher)
 trainer.train()
 print(trainer.evaluate()["eval_average"])

@@ -9,6 +9,7 @@ LEAST = {
     "README.md": 0.5,
     "docs/attention_kl_div.md": 0.7,
     "docs/low_rank_mse.md": 0.3,
+    "docs/mixkd.md": 0.75,
     "docs/mixup.md": 0.8,
     "docs/mse.md": 0.3,
     "docs/training_loops.md": 0.5,
