@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from fastkd.cli.arguments import positive
+from fastkd.cli.arguments import fraction, positive
 from fastkd.cli.config import CommandParser, comma_separated, write_options
 
 EXAMPLE = """example:
@@ -34,8 +34,13 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     add("--output", required=True, help="folder for table, picture, student, and what a second call reuses")
     add("--student", choices=("bilstm",), default="bilstm", help="kind of student (default bilstm)")
     add("--preset", choices=("small", "mkd"), default="small", help="size of the student (default small)")
-    add("--data-dir", help="folder of official-layout GLUE files; default: nyu-mll/glue from the Hub")
+    add("--data-dir", help="folder of GLUE's files or of your own (docs/data.md); default: from the Hub")
     add("--seeds", default="1,2,3", help="comma-separated; one student of each kind per seed (default 1,2,3)")
+    add(
+        "--train-fraction",
+        type=fraction,
+        help="use a random part of each task's training rows, of each class this fraction (0 to 1)",
+    )
     add("--max-train-rows", type=positive(int), help="use a random subset of at most this many rows of each task")
     add("--max-length", type=positive(int), default=128, help="tokens per row, longer ones are cut (default 128)")
     add("--epochs", type=positive(float), default=10.0, help="times every row is seen (default 10)")
@@ -55,11 +60,11 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastkd.data.glue import get_task
+    from fastkd.data.glue import check_task
 
     tasks = comma_separated("--tasks", args.tasks)
     for task in tasks:
-        get_task(task)
+        check_task(task, args.data_dir)
     seeds = comma_separated("--seeds", args.seeds)
     if not all(seed.isdecimal() for seed in seeds):
         raise ValueError(f"--seeds is {args.seeds!r}; it must be whole numbers of at least 0")
@@ -74,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         preset=args.preset,
         seeds=tuple(int(seed) for seed in seeds),
         baseline=args.baseline,
+        train_fraction=args.train_fraction,
         max_train_rows=args.max_train_rows,
         max_length=args.max_length,
         training=training_arguments(args),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastkd.data.glue import Task, get_task, load_task
+from fastkd.data.glue import load_task, task_of
+from fastkd.data.task import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,8 +23,9 @@ def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max
     """Tokenised rows, a pair packed as ``[CLS] a [SEP] b [SEP]``.
 
     Columns: ``input_ids``, ``attention_mask``, ``token_type_ids`` (0 up to the first text's separator, 1
-    after it; made here when the tokenizer has none), ``labels`` (class number or float score), ``row`` and
-    ``length`` in tokens. Longer rows are cut to ``max_length`` tokens, the longer text of a pair first.
+    after it; made here when the tokenizer has none), ``labels`` (class number or float score, of the type of
+    ``label``), ``row`` and ``length`` in tokens. Longer rows are cut to ``max_length`` tokens, the longer text
+    of a pair first.
     """
     smallest = tokenizer.num_special_tokens_to_add(pair=len(task.columns) == 2) + len(task.columns)
     if max_length < smallest:
@@ -40,10 +42,11 @@ def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max
         columns = ("input_ids", "attention_mask", "token_type_ids")
         kept = {column: encoding[column] for column in columns}
         lengths = [len(ids) for ids in encoding["input_ids"]]
-        return {**kept, "labels": rows["label"], "row": rows["row"], "length": lengths}
+        return {**kept, "length": lengths}
 
     description = f"tokenise {task.name}"
-    return dataset.map(tokenize, batched=True, remove_columns=dataset.column_names, desc=description)
+    encoded = dataset.map(tokenize, batched=True, remove_columns=list(task.columns), desc=description)
+    return encoded.rename_column("label", "labels")
 
 
 def _token_types(sequence_ids: Sequence[int | None]) -> list[int]:
@@ -57,18 +60,20 @@ def load_encoded(
     max_length: int,
     data_dir: str | Path | None = None,
     *,
+    train_fraction: float | None = None,
     max_train_rows: int | None = None,
     seed: int = 0,
 ) -> tuple[MultiTaskDataset, dict[str, MultiTaskDataset]]:
     """Loads and encodes every task: its training rows together, its validation sets by name.
 
+    ``data_dir``, ``train_fraction``, ``max_train_rows`` and ``seed``: see ``fastkd.data.glue.load_task``.
     A validation set is named as its task; MNLI's second one ``mnli_mismatched``. Validation rows come ordered
     by length, so that a batch pads little; ``row`` tells which is which.
     """
     train, validation = {}, {}
     for name in tasks:
-        task = get_task(name)
-        splits = load_task(name, data_dir, max_train_rows=max_train_rows, seed=seed)
+        splits = load_task(name, data_dir, train_fraction=train_fraction, max_train_rows=max_train_rows, seed=seed)
+        task = task_of(name, splits["train"].features)
         train[name] = encode(splits.pop("train"), task, tokenizer, max_length)
         for split, rows in splits.items():
             encoded = encode(rows, task, tokenizer, max_length)
@@ -85,6 +90,11 @@ class MultiTaskDataset(torch.utils.data.Dataset[Row]):
         if empty or not datasets:
             raise ValueError(f"datasets has no rows for {', '.join(empty) or 'any task'}")
         self.datasets = dict(datasets)
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """What the tasks are, by name."""
+        return {name: task_of(name, dataset.features) for name, dataset in self.datasets.items()}
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, load_encoded
-from fastkd.data.glue import get_task
 from fastkd.data.metrics import main_score
+from fastkd.data.task import Task
 from fastkd.methods.mkd import MKDConfig, MKDTrainer
 from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig
 from fastkd.training.output import check_output, new_folder
@@ -48,6 +48,7 @@ class MKDExperiment:
     preset: str = "small"
     seeds: tuple[int, ...] = (1, 2, 3)
     baseline: bool = True
+    train_fraction: float | None = None
     max_train_rows: int | None = None
     max_length: int = 128
     training: dict[str, Any] = field(default_factory=dict)
@@ -75,13 +76,12 @@ def run_mkd(experiment: MKDExperiment, jobs: int | None = None) -> str:
     equally; by default one on a GPU, and otherwise as many as there are cores.
     """
     _arguments(experiment, WITH_KD, seed=0)  # refuses bad options before any work
-    teacher, tokenizer = _load_teacher(experiment.teacher)
-    labels = {task: get_task(task).label_names for task in experiment.tasks}
-    signal = TeacherSignal(teacher, labels, autocast=torch.bfloat16 if has_fast_bf16() else None)
-    size = 4 * make_student(experiment, _word_embeddings(teacher)).num_parameters()
+    teacher, tokenizer = _load_teacher(experiment.teacher, experiment.tasks)
+    labels = {task: teacher.config.tasks[task]["labels"] for task in experiment.tasks}
+    size = 4 * make_student(experiment, labels, _word_embeddings(teacher)).num_parameters()
     output = Path(experiment.output)
     check_output(output / "students", needed_bytes=size * (2 * len(experiment.seeds) + 1))
-    material, teacher_scores = _ask_teacher(experiment, teacher, tokenizer, signal)
+    material, teacher_scores = _ask_teacher(experiment, teacher, tokenizer)
     scores = _train_all(experiment, material, jobs)
     table = _report(experiment, teacher, teacher_scores, scores, material)
     best = max(experiment.seeds, key=lambda seed: sum(scores[WITH_KD][seed].values()))
@@ -89,7 +89,7 @@ def run_mkd(experiment: MKDExperiment, jobs: int | None = None) -> str:
     return table
 
 
-def _load_teacher(folder: str) -> tuple[MultiTaskEncoder, PreTrainedTokenizerBase]:
+def _load_teacher(folder: str, tasks: Sequence[str]) -> tuple[MultiTaskEncoder, PreTrainedTokenizerBase]:
     if not (Path(folder) / "config.json").exists():
         raise ValueError(f"no teacher in {folder}: make one with `fastkd teacher`")
     try:
@@ -97,14 +97,14 @@ def _load_teacher(folder: str) -> tuple[MultiTaskEncoder, PreTrainedTokenizerBas
     except (ValueError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder} is damaged, or no teacher that `fastkd teacher` made: {reason}") from error
+    for task in tasks:
+        if task not in teacher.config.tasks:
+            raise ValueError(f"teacher has no head for {task}; its tasks are {', '.join(teacher.config.tasks)}")
     return cast(MultiTaskEncoder, teacher), tokenizer
 
 
 def _ask_teacher(
-    experiment: MKDExperiment,
-    teacher: MultiTaskEncoder,
-    tokenizer: PreTrainedTokenizerBase,
-    signal: TeacherSignal,
+    experiment: MKDExperiment, teacher: MultiTaskEncoder, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Material, dict[str, float]]:
     """The students' data with the teacher's logits, and the teacher's own scores."""
     train, validation = load_encoded(
@@ -112,9 +112,11 @@ def _ask_teacher(
         tokenizer,
         experiment.max_length,
         experiment.data_dir,
+        train_fraction=experiment.train_fraction,
         max_train_rows=experiment.max_train_rows,
     )
     output, collate = Path(experiment.output), MultiTaskCollator(tokenizer)
+    signal = TeacherSignal(teacher, _labels(train), autocast=torch.bfloat16 if has_fast_bf16() else None)
     signal.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     train = add_teacher_logits(train, signal, collate, cache_dir=output / "teacher_logits")
 
@@ -122,7 +124,7 @@ def _ask_teacher(
     prints = {name: signal.fingerprint(task, rows) for name, (task, rows) in sets.items()}
     args = MKDConfig(str(output / "teacher"), per_device_eval_batch_size=64, **_precision())
     trainer = MultiTaskTrainer(teacher, args, collate, eval_dataset=validation)
-    scores = finished_or(output / "teacher", prints, lambda: _scores(trainer, experiment))
+    scores = finished_or(output / "teacher", prints, lambda: _scores(trainer, train.tasks))
     return Material(train, validation, tokenizer, _word_embeddings(teacher)), scores
 
 
@@ -163,14 +165,14 @@ def train_student(experiment: MKDExperiment, material: Material, key: tuple[str,
 
     def train() -> dict[str, float]:
         torch.manual_seed(seed)
-        student = make_student(experiment, material.embeddings)
+        student = make_student(experiment, _labels(material.train), material.embeddings)
         collate = MultiTaskCollator(material.tokenizer)
         trainer = MKDTrainer(
             student, args, collate, material.train, material.validation, callbacks=[ReportProgress(add)]
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        scores = _scores(trainer, experiment)
+        scores = _scores(trainer, material.train.tasks)
         with new_folder(folder / "model", replace=True) as model:
             student.save_pretrained(model)
             material.tokenizer.save_pretrained(model)
@@ -189,11 +191,13 @@ def _arguments(experiment: MKDExperiment, arm: str, seed: int, **options: Any) -
     return MKDConfig(str(folder), seed=seed, save_strategy="no", logging_steps=100, **settings)
 
 
-def make_student(experiment: MKDExperiment, embeddings: torch.Tensor) -> BiAttentiveLSTM:
+def make_student(
+    experiment: MKDExperiment, labels: Mapping[str, Sequence[str]], embeddings: torch.Tensor
+) -> BiAttentiveLSTM:
     """A new student that starts from the teacher's word embeddings, where the preset's width allows it."""
     vocab_size, width = embeddings.shape
     sizes = {"embedding_size": width} if experiment.preset == "small" else {}
-    tasks = {task: {"labels": list(get_task(task).label_names)} for task in experiment.tasks}
+    tasks = {task: {"labels": list(names)} for task, names in labels.items()}
     config = BiAttentiveLSTMConfig.preset(experiment.preset, vocab_size=vocab_size, tasks=tasks, **sizes)
     student = BiAttentiveLSTM(config)
     if config.embedding_size == width:
@@ -201,12 +205,15 @@ def make_student(experiment: MKDExperiment, embeddings: torch.Tensor) -> BiAtten
     return student
 
 
-def _scores(trainer: MultiTaskTrainer, experiment: MKDExperiment) -> dict[str, float]:
+def _labels(rows: MultiTaskDataset) -> dict[str, tuple[str, ...]]:
+    return {name: task.label_names for name, task in rows.tasks.items()}
+
+
+def _scores(trainer: MultiTaskTrainer, tasks: Mapping[str, Task]) -> dict[str, float]:
     metrics = trainer.evaluate()
-    named = {task: get_task(task) for task in experiment.tasks}
     return {
         name: main_score(task, {metric: metrics[f"eval_{name}_{metric}"] for metric in task.metrics})
-        for name, task in named.items()
+        for name, task in tasks.items()
     }
 
 
@@ -266,6 +273,11 @@ Training:
 
 {options}
 - seeds: {", ".join(map(str, experiment.seeds))}
-- rows per task: {experiment.max_train_rows or "all"}
+- rows per task: {_rows_per_task(experiment)}
 - tokens per row: {experiment.max_length}
 """
+
+
+def _rows_per_task(experiment: MKDExperiment) -> str:
+    part = "all" if experiment.train_fraction is None else f"{100 * experiment.train_fraction:g} %"
+    return part if experiment.max_train_rows is None else f"{part}, at most {experiment.max_train_rows}"

@@ -17,7 +17,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from fastkd.data.glue import get_task
+from fastkd.data.glue import TASKS, get_task
+from fastkd.data.task import Task
 
 POOLINGS = ("cls", "mean")
 
@@ -74,10 +75,11 @@ class MultiTaskEncoder(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
-    def from_encoder(cls, name_or_path: str, tasks: Sequence[str], **config: Any) -> MultiTaskEncoder:
-        """Fresh heads for ``tasks`` on a pretrained encoder in float32."""
+    def from_encoder(cls, name_or_path: str, tasks: Sequence[str | Task], **config: Any) -> MultiTaskEncoder:
+        """Fresh heads for ``tasks``, known ones by name, on a pretrained encoder in float32."""
         encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
-        labels = {name: {"labels": get_task(name).label_names} for name in tasks}
+        known = [task if isinstance(task, Task) else get_task(task) for task in tasks]
+        labels = {task.name: {"labels": task.label_names} for task in known}
         model = cls(MultiTaskEncoderConfig(encoder.config, labels, **config))
         model.encoder = encoder
         return model
@@ -141,16 +143,18 @@ def task_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 class SingleTaskTeacher(nn.Module):
     """A finished sequence classifier under the multi-task calling convention.
 
-    Its logits come in the order of the task's labels, which are matched by name with the checkpoint's.
+    Its logits come in the order of the task's labels, which are matched by name with the checkpoint's. The labels
+    of a task of the user's own are the checkpoint's, or those stated as ``label_names``; one output is a regression.
     """
 
     def __init__(self, model: PreTrainedModel, task: str, label_names: Sequence[str] | None = None) -> None:
         super().__init__()
-        names = get_task(task).label_names
         self.model = model
         self.config = model.config
-        self.config.tasks = {task: {"labels": list(names)}}
+        own = _own_labels(self.config, label_names)
+        names = TASKS[task].label_names if task in TASKS else own if len(own) > 1 else ()
         self.order = _label_order(self.config, task, names, label_names)
+        self.config.tasks = {task: {"labels": list(names)}}
 
     def forward(
         self,
@@ -170,19 +174,23 @@ class SingleTaskTeacher(nn.Module):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
+def _own_labels(config: PreTrainedConfig, stated: Sequence[str] | None) -> list[str]:
+    return [str(name) for _, name in sorted((config.id2label or {}).items())] if stated is None else list(stated)
+
+
 def _label_order(config: PreTrainedConfig, task: str, names: Sequence[str], stated: Sequence[str] | None) -> list[int]:
     """For each of the task's labels, the checkpoint's output that stands for it."""
-    own = [str(name) for _, name in sorted((config.id2label or {}).items())] if stated is None else list(stated)
+    own = _own_labels(config, stated)
     if not names:
         if len(own) != 1:
             raise ValueError(f"{task} is a regression; a teacher of it has one output, not {len(own)}")
         return [0]
     if stated is None and all(name.upper() == f"LABEL_{i}" for i, name in enumerate(own)):
         raise ValueError(
-            f"the checkpoint does not name its labels ({', '.join(own)}); state the order of its outputs as "
-            f"label_names, some order of {', '.join(names)}"
+            f"the checkpoint does not name its labels ({', '.join(own)}); state those of {task} in the order of its "
+            f"outputs as label_names{', some order of ' + ', '.join(names) if task in TASKS else ''}"
         )
-    spelled = [re.sub(r"[\s-]+", "_", name.strip().lower()) for name in own]
+    spelled = [re.sub(r"[\s-]+", "_", name.strip().lower()) for name in own] if task in TASKS else own
     if len(own) != config.num_labels or sorted(spelled) != sorted(names):
         raise ValueError(
             f"{config.num_labels} outputs of the teacher are labelled {', '.join(own)}; "
