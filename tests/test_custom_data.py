@@ -53,7 +53,7 @@ def test_a_label_with_a_fraction_makes_a_regression(tmp_path):
     assert main_score(task, task_metrics(task, [1, 3, 2], [1.0, 3.0, 2.0])) == pytest.approx(100)
 
 
-@pytest.mark.parametrize("labels", [["a"] * 30 + ["b"] * 10, [f"{i}.5" for i in range(40)]])
+@pytest.mark.parametrize("labels", [["a"] * 30 + ["b"] * 9 + ["c"], [f"{i}.5" for i in range(40)]])
 def test_without_dev_a_tenth_of_each_class_is_validation(tmp_path, caplog, labels):
     lines = "".join(f"text {i},{label}\n" for i, label in enumerate(labels))
     data = write(tmp_path / "own", train_csv=f"text,label\n{lines}")

@@ -11,6 +11,7 @@ from tiny import WORDS, save_encoder
 from transformers import AutoModelForSequenceClassification
 
 from fastkd.cli import main
+from fastkd.methods import experiment
 from fastkd.training.teacher import load_teacher
 
 TASKS = {"reviews": {"labels": ["bad", "good"]}, "alike": {"labels": []}}
@@ -30,7 +31,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("custom")
     (data := folder / "data").mkdir()
     reviews = "".join(f'"the {WORDS[i % 6]} film, a plot",{"good" if i % 6 < 3 else "bad"}\n' for i in range(36))
-    alike = "".join(f"{WORDS[i % 6]},{WORDS[i % 5]},{0.5 + 3 * (i % 6 < 3)}\n" for i in range(24))
+    alike = "".join(f"{WORDS[i % 6]} film,{WORDS[i % 5]} plot,{0.5 + 3 * (i % 6 < 3)}\n" for i in range(24))
     for name, text in {"reviews/train": f"text,label\n{reviews}", "alike/train": f"a,b,label\n{alike}"}.items():
         (data / name).parent.mkdir()
         (data / f"{name}.csv").write_text(text)
@@ -66,7 +67,7 @@ def test_the_exported_student_answers(folder, monkeypatch, capsys):
 
     reviews = answers(b"the great film, a plot\nthe awful film, a plot\n", "--task", "reviews")
     assert [answer["label"] for answer in reviews] == ["good", "bad"]
-    alike = answers(b"great\tgood\nawful\tgood\n", "--task", "alike", "--pairs")
+    alike = answers(b"great film\tgood plot\nawful film\tgood plot\n", "--task", "alike", "--pairs")
     assert alike[0]["score"] > alike[1]["score"] + 1
 
 
@@ -80,6 +81,29 @@ def test_a_fraction_of_the_rows(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*command, *options, "--train-fraction", "2"])
     assert "argument --train-fraction: '2' must be at most 1" in capsys.readouterr().err
+
+
+def test_only_distillation_trains_on_unlabelled_variants(folder, tmp_path, monkeypatch, capsys, caplog):
+    sizes = []
+    trainer = experiment.MKDTrainer
+
+    def spy(student, args, collate, rows, *others, **options):
+        sizes.append((args.distillation_weight, rows.sizes))
+        return trainer(student, args, collate, rows, *others, **options)
+
+    monkeypatch.setattr(experiment, "MKDTrainer", spy)
+    command = ["distill", "mkd", "--teacher", str(folder / "teacher"), "--data-dir", str(folder / "data"), "--jobs=1"]
+    options = ["--tasks", "reviews,alike", "--epochs", "1", "--output", str(tmp_path / "mkd"), "--augment", "3"]
+    assert main([*command, *options, "--seeds", "1", "--hard-label-weight", "0.5"]) == 0
+    (_, without), (_, with_kd) = sorted(sizes, key=lambda size: size[0])
+    assert without == {"reviews": 32, "alike": 24}
+    assert with_kd["reviews"] > 32
+    assert with_kd["alike"] > 24
+    assert "with up to 3 variants of each" in (tmp_path / "mkd" / "student" / "README.md").read_text()
+    sizes.clear()
+    assert main([*command, *options, "--seeds", "1,2", "--hard-label-weight", "0.5"]) == 0
+    assert sorted(size["reviews"] for _, size in sizes) == [32, with_kd["reviews"]]
+    assert "computing the teacher's logits anew" not in caplog.text
 
 
 def test_a_misspelt_name_is_refused_at_once(folder, capsys):

@@ -42,6 +42,11 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
         help="use a random part of each task's training rows, of each class this fraction (0 to 1)",
     )
     add("--max-train-rows", type=positive(int), help="use a random subset of at most this many rows of each task")
+    add(
+        "--augment",
+        type=positive(int),
+        help="unlabelled variants to try per row, for the teacher to label (default: none)",
+    )
     add("--max-length", type=positive(int), default=128, help="tokens per row, longer ones are cut (default 128)")
     add("--epochs", type=positive(float), default=10.0, help="times every row is seen (default 10)")
     add("--batch-size", type=positive(int), default=128, help="rows per step (default 128)")
@@ -81,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         baseline=args.baseline,
         train_fraction=args.train_fraction,
         max_train_rows=args.max_train_rows,
+        augment=args.augment,
         max_length=args.max_length,
         training=training_arguments(args),
     )

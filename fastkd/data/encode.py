@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from fastkd.data.augment import augment as augment_rows
 from fastkd.data.glue import load_task, task_of
-from fastkd.data.task import Task
+from fastkd.data.task import UNLABELLED, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,24 +64,38 @@ def load_encoded(
     *,
     train_fraction: float | None = None,
     max_train_rows: int | None = None,
+    augment: int | None = None,
     seed: int = 0,
 ) -> tuple[MultiTaskDataset, dict[str, MultiTaskDataset]]:
     """Loads and encodes every task: its training rows together, its validation sets by name.
 
-    ``data_dir``, ``train_fraction``, ``max_train_rows`` and ``seed``: see ``fastkd.data.glue.load_task``.
+    ``data_dir``, ``train_fraction``, ``max_train_rows`` and ``seed``: see ``fastkd.data.glue.load_task``. ``augment``
+    adds so many unlabelled variants of every training row, see ``fastkd.data.augment``.
     A validation set is named as its task; MNLI's second one ``mnli_mismatched``. Validation rows come ordered
     by length, so that a batch pads little; ``row`` tells which is which.
     """
+    from datasets import concatenate_datasets
+
     train, validation = {}, {}
     for name in tasks:
         splits = load_task(name, data_dir, train_fraction=train_fraction, max_train_rows=max_train_rows, seed=seed)
         task = task_of(name, splits["train"].features)
-        train[name] = encode(splits.pop("train"), task, tokenizer, max_length)
+        rows = splits.pop("train")
+        if augment is not None:
+            mask_token = tokenizer.mask_token or tokenizer.unk_token
+            variants = augment_rows(rows, task, copies=augment, mask_token=mask_token, seed=seed)
+            rows = concatenate_datasets([rows, variants])
+        train[name] = encode(rows, task, tokenizer, max_length)
         for split, rows in splits.items():
             encoded = encode(rows, task, tokenizer, max_length)
             key = f"{name}_mismatched" if split == "validation_mismatched" and name in validation else name
             validation[key] = MultiTaskDataset({name: encoded.select(np.argsort(encoded["length"][:], kind="stable"))})
     return MultiTaskDataset(train), validation
+
+
+def _labelled(labels: Sequence[float]) -> npt.NDArray[Any]:
+    known = np.asarray(labels)
+    return np.flatnonzero(~np.isnan(known) if known.dtype.kind == "f" else known != UNLABELLED)
 
 
 class MultiTaskDataset(torch.utils.data.Dataset[Row]):
@@ -104,6 +120,12 @@ class MultiTaskDataset(torch.utils.data.Dataset[Row]):
     def lengths(self) -> list[int]:
         """Number of tokens of each row."""
         return [length for dataset in self.datasets.values() for length in dataset["length"]]
+
+    def labelled(self) -> MultiTaskDataset:
+        """The rows that have a label."""
+        return MultiTaskDataset(
+            {name: dataset.select(_labelled(dataset["labels"][:])) for name, dataset in self.datasets.items()}
+        )
 
     def __len__(self) -> int:
         return sum(self.sizes.values())
@@ -136,8 +158,8 @@ class MultiTaskCollator:
     """Pads rows of one task to the longest of the batch and names the task.
 
     Gives ``input_ids``, ``attention_mask``, ``token_type_ids`` (rows, longest), int64; ``labels`` (rows,),
-    int64 or, for a regression, float32; ``teacher_logits`` (rows, outputs), float32, where the rows have it;
-    and ``task``, a str.
+    int64 or, for a regression, float32, −1 or NaN where there is none; ``teacher_logits`` (rows, outputs),
+    float32, where the rows have it; and ``task``, a str.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None = None) -> None:

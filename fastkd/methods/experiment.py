@@ -37,7 +37,8 @@ class MKDExperiment:
     """What :func:`run_mkd` does.
 
     ``teacher`` is a folder that ``load_teacher`` reads; the student takes over its tokenizer. Both kinds of
-    student are trained alike but for the loss: without distillation it is the hard-label loss alone.
+    student are trained alike but for the loss: without distillation it is the hard-label loss alone, of the rows
+    that have a label, so without those of ``augment``.
     ``training`` holds fields of ``MKDConfig``.
     """
 
@@ -50,6 +51,7 @@ class MKDExperiment:
     baseline: bool = True
     train_fraction: float | None = None
     max_train_rows: int | None = None
+    augment: int | None = None
     max_length: int = 128
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -114,6 +116,7 @@ def _ask_teacher(
         experiment.data_dir,
         train_fraction=experiment.train_fraction,
         max_train_rows=experiment.max_train_rows,
+        augment=experiment.augment,
     )
     output, collate = Path(experiment.output), MultiTaskCollator(tokenizer)
     signal = TeacherSignal(teacher, _labels(train), autocast=torch.bfloat16 if has_fast_bf16() else None)
@@ -167,9 +170,8 @@ def train_student(experiment: MKDExperiment, material: Material, key: tuple[str,
         torch.manual_seed(seed)
         student = make_student(experiment, _labels(material.train), material.embeddings)
         collate = MultiTaskCollator(material.tokenizer)
-        trainer = MKDTrainer(
-            student, args, collate, material.train, material.validation, callbacks=[ReportProgress(add)]
-        )
+        rows = material.train.labelled() if arm == WITHOUT_KD else material.train
+        trainer = MKDTrainer(student, args, collate, rows, material.validation, callbacks=[ReportProgress(add)])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         scores = _scores(trainer, material.train.tasks)
@@ -280,4 +282,6 @@ Training:
 
 def _rows_per_task(experiment: MKDExperiment) -> str:
     part = "all" if experiment.train_fraction is None else f"{100 * experiment.train_fraction:g} %"
-    return part if experiment.max_train_rows is None else f"{part}, at most {experiment.max_train_rows}"
+    if experiment.max_train_rows is not None:
+        part += f", at most {experiment.max_train_rows}"
+    return part if experiment.augment is None else f"{part}, with up to {experiment.augment} variants of each"

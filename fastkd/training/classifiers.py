@@ -18,7 +18,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fastkd.data.glue import TASKS, get_task
-from fastkd.data.task import Task
+from fastkd.data.task import UNLABELLED, Task
 
 POOLINGS = ("cls", "mean")
 
@@ -134,10 +134,19 @@ def _encoder_inputs(
 
 
 def task_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over the rows of the cross-entropy, or of the squared error where ``logits`` is (rows, 1)."""
+    """Mean over the labelled rows of the cross-entropy, or of the squared error where ``logits`` is (rows, 1).
+
+    A row without a label has −1, or NaN in a regression. Without a labelled row the loss is 0, with zero gradients.
+    """
     if logits.shape[-1] == 1:
-        return nn.functional.mse_loss(logits.squeeze(-1).float(), labels.float())
-    return nn.functional.cross_entropy(logits.float(), labels)
+        labelled = ~labels.isnan()
+        scores = labels.float().where(labelled, 0)
+        errors = nn.functional.mse_loss(logits.squeeze(-1).float(), scores, reduction="none")
+        total = (errors * labelled).sum()
+    else:
+        labelled = labels != UNLABELLED
+        total = nn.functional.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum")
+    return total / labelled.sum().clamp(min=1)
 
 
 class SingleTaskTeacher(nn.Module):
