@@ -106,6 +106,21 @@ def test_only_distillation_trains_on_unlabelled_variants(folder, tmp_path, monke
     assert "computing the teacher's logits anew" not in caplog.text
 
 
+def test_paraphrases_reach_teacher_and_student(folder, tmp_path, capsys):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "alike.csv").write_text("row,a,b\n3,very good,the plot\n")
+    shared = ["--tasks", "alike", "--data-dir", str(folder / "data"), "--epochs", "1"]
+    distil = ["distill", "mkd", "--teacher", str(folder / "teacher"), "--seeds=1", "--no-baseline", *shared]
+    for command in (["teacher", "--model", str(folder / "encoder"), "--max-length", "16", *shared], distil):
+        output = ["--output", str(tmp_path / command[0]), "--paraphrases"]
+        assert main([*command, *output, str(tmp_path)]) == 1
+        assert "has no table of paraphrases, alike.csv" in capsys.readouterr().err
+        assert main([*command, *output, str(tmp_path / "more")]) == 0
+        assert "25/25" in capsys.readouterr().err
+    rows = load_file(tmp_path / "distill" / "teacher_logits" / "alike.safetensors")["row"]
+    assert rows.tolist() == [*range(24), 24]
+
+
 def test_a_misspelt_name_is_refused_at_once(folder, capsys):
     for command in (["teacher", "--model", "none"], ["distill", "mkd", "--teacher", str(folder / "teacher")]):
         options = ["--tasks", "revues", "--data-dir", str(folder / "data"), "--output", str(folder / "new")]

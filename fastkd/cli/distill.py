@@ -36,6 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     add("--preset", choices=("small", "mkd"), default="small", help="size of the student (default small)")
     add("--data-dir", help="folder of GLUE's files or of your own (docs/data.md); default: from the Hub")
     add("--seeds", default="1,2,3", help="comma-separated; one student of each kind per seed (default 1,2,3)")
+    add("--paraphrases", help="folder of tables <task>.csv with paraphrases of training rows (docs/data.md)")
     add(
         "--train-fraction",
         type=fraction,
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         baseline=args.baseline,
         train_fraction=args.train_fraction,
         max_train_rows=args.max_train_rows,
+        paraphrases=args.paraphrases,
         augment=args.augment,
         max_length=args.max_length,
         training=training_arguments(args),

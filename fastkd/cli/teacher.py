@@ -33,6 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     )
     add("--output", required=True, help="folder to save the teacher to; must be new or empty")
     add("--data-dir", help="folder of GLUE's files or of your own (docs/data.md); default: from the Hub")
+    add("--paraphrases", help="folder of tables <task>.csv with paraphrases of training rows (docs/data.md)")
     add(
         "--train-fraction",
         type=fraction,
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         data_dir=args.data_dir,
         train_fraction=args.train_fraction,
         max_train_rows=args.max_train_rows,
+        paraphrases=args.paraphrases,
         max_length=args.max_length,
         pooling=args.pooling,
         seed=args.seed,

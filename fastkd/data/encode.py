@@ -12,6 +12,7 @@ import torch
 
 from fastkd.data.augment import augment as augment_rows
 from fastkd.data.glue import load_task, task_of
+from fastkd.data.tables import find_table
 from fastkd.data.task import UNLABELLED, Task
 
 if TYPE_CHECKING:
@@ -64,21 +65,26 @@ def load_encoded(
     *,
     train_fraction: float | None = None,
     max_train_rows: int | None = None,
+    paraphrases: str | Path | None = None,
     augment: int | None = None,
     seed: int = 0,
 ) -> tuple[MultiTaskDataset, dict[str, MultiTaskDataset]]:
     """Loads and encodes every task: its training rows together, its validation sets by name.
 
-    ``data_dir``, ``train_fraction``, ``max_train_rows`` and ``seed``: see ``fastkd.data.glue.load_task``. ``augment``
-    adds so many unlabelled variants of every training row, see ``fastkd.data.augment``.
+    ``data_dir``, ``train_fraction``, ``max_train_rows``, ``paraphrases`` and ``seed``: see
+    ``fastkd.data.glue.load_task``. ``augment`` adds so many unlabelled variants of every training row, see
+    ``fastkd.data.augment``.
     A validation set is named as its task; MNLI's second one ``mnli_mismatched``. Validation rows come ordered
     by length, so that a batch pads little; ``row`` tells which is which.
     """
     from datasets import concatenate_datasets
 
+    if paraphrases is not None and not any(find_table(Path(paraphrases), name) for name in tasks):
+        raise FileNotFoundError(f"{paraphrases} has no table of paraphrases, {' or '.join(f'{t}.csv' for t in tasks)}")
+    subset: dict[str, Any] = {"train_fraction": train_fraction, "max_train_rows": max_train_rows}
     train, validation = {}, {}
     for name in tasks:
-        splits = load_task(name, data_dir, train_fraction=train_fraction, max_train_rows=max_train_rows, seed=seed)
+        splits = load_task(name, data_dir, paraphrases=paraphrases, seed=seed, **subset)
         task = task_of(name, splits["train"].features)
         rows = splits.pop("train")
         if augment is not None:

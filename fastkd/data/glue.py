@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastkd.data.custom import LABEL, has_custom_task, read_custom_task
 from fastkd.data.files import read_task_files
+from fastkd.data.paraphrases import add_paraphrases
 from fastkd.data.subset import hold_out, take_fraction
+from fastkd.data.tables import find_table
 from fastkd.data.task import Task, custom_task
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ def load_task(
     *,
     train_fraction: float | None = None,
     max_train_rows: int | None = None,
+    paraphrases: str | Path | None = None,
     seed: int = 0,
 ) -> DatasetDict:
     """Training and validation rows of a task.
@@ -89,6 +92,8 @@ def load_task(
         train_fraction: keep a random part of the training rows, drawn with ``seed``: of each class this
             fraction, rounded up. A smaller one is a part of a larger one.
         max_train_rows: keep a random subset of at most this many of these rows, drawn with ``seed``.
+        paraphrases: a folder that may hold a table named as the task, ``sst2.csv``, whose rows join the training
+            rows that they paraphrase; see ``add_paraphrases``.
 
     Returns:
         Splits ``train`` and ``validation`` (MNLI: ``validation_matched`` and ``validation_mismatched``,
@@ -106,6 +111,7 @@ def load_task(
     if max_train_rows is not None and max_train_rows < 1:
         raise ValueError(f"max_train_rows is {max_train_rows}; it must be at least 1")
     splits = _read_splits(name, data_dir)
+    whole = len(splits["train"])
     if "validation" not in splits and name not in TASKS:
         splits["train"], splits["validation"] = hold_out(splits["train"])
         count = len(splits["validation"])
@@ -114,6 +120,8 @@ def load_task(
         splits["train"] = take_fraction(splits["train"], train_fraction, seed=seed)
     if max_train_rows is not None and len(splits["train"]) > max_train_rows:
         splits["train"] = splits["train"].shuffle(seed=seed).select(range(max_train_rows))
+    if paraphrases is not None and (path := find_table(Path(paraphrases), name)):
+        splits["train"] = add_paraphrases(splits["train"], path, whole)
     return DatasetDict(splits)
 
 

@@ -51,6 +51,7 @@ class MKDExperiment:
     baseline: bool = True
     train_fraction: float | None = None
     max_train_rows: int | None = None
+    paraphrases: str | None = None
     augment: int | None = None
     max_length: int = 128
     training: dict[str, Any] = field(default_factory=dict)
@@ -116,6 +117,7 @@ def _ask_teacher(
         experiment.data_dir,
         train_fraction=experiment.train_fraction,
         max_train_rows=experiment.max_train_rows,
+        paraphrases=experiment.paraphrases,
         augment=experiment.augment,
     )
     output, collate = Path(experiment.output), MultiTaskCollator(tokenizer)

@@ -67,6 +67,7 @@ def train_teacher(
     data_dir: str | Path | None = None,
     train_fraction: float | None = None,
     max_train_rows: int | None = None,
+    paraphrases: str | Path | None = None,
     max_length: int = 128,
     pooling: str = "cls",
     seed: int = 0,
@@ -80,7 +81,7 @@ def train_teacher(
         name_or_path: encoder on the Hub or in a folder.
         tasks: names of ``fastkd.data.glue.TASKS``, or of folders of the user's own in ``data_dir``.
         output_dir: a new or an empty folder; filled at once when training has succeeded, never half written.
-        data_dir, train_fraction, max_train_rows: see ``fastkd.data.glue.load_task``.
+        data_dir, train_fraction, max_train_rows, paraphrases: see ``fastkd.data.glue.load_task``.
         max_length: tokens of a row, a pair counting as one.
         pooling: see ``MultiTaskEncoderConfig``.
         seed: of heads, subset, order and dropout.
@@ -95,8 +96,16 @@ def train_teacher(
     """
     check_output(output_dir)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    subset: dict[str, Any] = {"train_fraction": train_fraction, "max_train_rows": max_train_rows, "seed": seed}
-    train, validation = load_encoded(tasks, tokenizer, max_length, data_dir, **subset)
+    train, validation = load_encoded(
+        tasks,
+        tokenizer,
+        max_length,
+        data_dir,
+        train_fraction=train_fraction,
+        max_train_rows=max_train_rows,
+        paraphrases=paraphrases,
+        seed=seed,
+    )
     torch.manual_seed(seed)
     model = MultiTaskEncoder.from_encoder(name_or_path, list(train.tasks.values()), pooling=pooling)
     check_output(output_dir, needed_bytes=4 * model.num_parameters())
