@@ -141,6 +141,9 @@ def test_unknown_names_tell_how_to_bring_data(tmp_path):
         load_task("reviews")
     with pytest.raises(ValueError, match=r"task '\.\./data' must be the name of a folder"):
         load_task("../data", tmp_path / "data")
+    write(tmp_path / "data" / "values", train_csv=REVIEWS)
+    with pytest.raises(ValueError, match=r"task 'values' must not be the name of an attribute of torch's modules"):
+        load_task("values", tmp_path / "data")
 
 
 def test_fractions_take_a_share_of_each_class_and_nest(tmp_path):

@@ -35,10 +35,14 @@ def read_custom_task(name: str, folder: Path) -> tuple[Task, dict[str, dict[str,
     regression.
 
     Raises:
-        ValueError: a file is damaged, its columns are not those of a task, training has one class alone, or a
-            label is unknown; names file and line.
+        ValueError: the name is one of torch's, a file is damaged, its columns are not those of a task, training has
+            one class alone, or a label is unknown; names file and line.
         FileNotFoundError: the training file is missing.
     """
+    from torch.nn import ModuleDict
+
+    if hasattr(ModuleDict(), name):  # heads are kept by the names of their tasks
+        raise ValueError(f"task {name!r} must not be the name of an attribute of torch's modules; rename {folder}")
     path = find_table(folder, "train")
     if path is None:
         raise FileNotFoundError(f"{folder} has no file train that ends in {', '.join(SUFFIXES)}")

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, load_encoded
+from fastkd.data.glue import TASKS
 from fastkd.data.metrics import main_score
 from fastkd.data.task import Task
 from fastkd.methods.mkd import MKDConfig, MKDTrainer
@@ -103,6 +104,7 @@ def _load_teacher(folder: str, tasks: Sequence[str]) -> tuple[MultiTaskEncoder, 
     for task in tasks:
         if task not in teacher.config.tasks:
             raise ValueError(f"teacher has no head for {task}; its tasks are {', '.join(teacher.config.tasks)}")
+    TeacherSignal(teacher, {task: TASKS[task].label_names for task in tasks if task in TASKS})  # refuses other labels
     return cast(MultiTaskEncoder, teacher), tokenizer
 
 
