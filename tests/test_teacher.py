@@ -160,6 +160,21 @@ def test_unnamed_labels_need_their_order(tmp_path):
         load_teacher(tmp_path, task="rte", label_names=["yes", "no"])
 
 
+def test_a_task_of_ones_own_takes_the_checkpoints_labels(tmp_path):
+    model = classifier(tmp_path, ["Spam", "no spam"])
+    teacher = load_teacher(tmp_path, task="mail")
+    assert teacher.config.tasks == {"mail": {"labels": ["Spam", "no spam"]}}
+    same_answers(teacher(**BATCH, task="mail").logits, model(**BATCH).logits)
+    classifier(tmp_path, [None, None])
+    with pytest.raises(ValueError, match=r"does not name its labels .*; state those of mail in the order"):
+        load_teacher(tmp_path, task="mail")
+    assert load_teacher(tmp_path, task="mail", label_names=["a", "b"]).config.tasks == {"mail": {"labels": ["a", "b"]}}
+    with pytest.raises(ValueError, match="2 outputs of the teacher are labelled a, b, c"):
+        load_teacher(tmp_path, task="mail", label_names=["a", "b", "c"])
+    classifier(tmp_path, [None])
+    assert load_teacher(tmp_path, task="mail").config.tasks == {"mail": {"labels": []}}
+
+
 def test_foreign_labels_are_refused(tmp_path):
     classifier(tmp_path, ["toxic", "neutral", "other"])
     with pytest.raises(ValueError, match="labelled toxic, neutral, other; the labels of mnli are entailment"):

@@ -9,6 +9,14 @@ from typing import TypeVar
 Number = TypeVar("Number", int, float)
 
 
+def fraction(text: str) -> float:
+    """Parses a number above 0 and at most 1."""
+    value = positive(float)(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be at most 1")
+    return value
+
+
 def positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:
     """Parses a number > 0, for ``ArgumentParser.add_argument(type=…)``."""
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastkd.cli.arguments import positive
+from fastkd.cli.arguments import fraction, positive
 from fastkd.cli.config import CommandParser, comma_separated, write_options
 
 if TYPE_CHECKING:
@@ -68,6 +68,11 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
         "MKD: one multi-task student learns the logits of a fine-tuned multi-task teacher.",
     )
     mkd.add_argument("--hard-label-weight", type=float, default=0.0, help="weight of the labels (default 0)")
+    mkd.add_argument(
+        "--augment",
+        type=positive(int),
+        help="unlabelled variants to try per row, for the teacher to label (default: none)",
+    )
     mixkd = method(
         "mixkd",
         MIXKD,
@@ -85,8 +90,10 @@ def add_options(parser: CommandParser, defaults: Defaults) -> None:
     add("--student", choices=kinds, default=kinds[0], help=f"kind of student (default {kinds[0]})")
     add("--preset", choices=("small", "mkd"), help="size of a bilstm (default small)")
     add("--layers", type=positive(int), help="of the teacher's layers, those that make a transformer (default 3)")
-    add("--data-dir", help="folder of official-layout GLUE files; default: nyu-mll/glue from the Hub")
+    add("--data-dir", help="folder of GLUE's files or of your own (docs/data.md); default: from the Hub")
     add("--seeds", default="1,2,3", help="comma-separated; one student of each kind per seed (default 1,2,3)")
+    add("--paraphrases", help="folder of tables <task>.csv with paraphrases of training rows (docs/data.md)")
+    add("--train-fraction", type=fraction, help="use this part, 0 to 1, of each class of each task's training rows")
     add("--max-train-rows", type=positive(int), help="use a random subset of at most this many rows of each task")
     add("--max-length", type=positive(int), default=128, help="tokens per row, longer ones are cut (default 128)")
     epochs, rows, rates = defaults
@@ -125,11 +132,11 @@ def add_mixing_options(parser: CommandParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastkd.data.glue import get_task
+    from fastkd.data.glue import check_task
 
     tasks = comma_separated("--tasks", args.tasks)
     for task in tasks:
-        get_task(task)
+        check_task(task, args.data_dir)
     seeds = comma_separated("--seeds", args.seeds)
     if not all(seed.isdecimal() for seed in seeds):
         raise ValueError(f"--seeds is {args.seeds!r}; it must be whole numbers of at least 0")
@@ -145,7 +152,10 @@ def run(args: argparse.Namespace) -> int:
         arms={arm: fields for arm, fields in arms_of(args.method).items() if args.baseline or arm != WITHOUT_KD},
         data_dir=args.data_dir,
         seeds=tuple(int(seed) for seed in seeds),
+        train_fraction=args.train_fraction,
         max_train_rows=args.max_train_rows,
+        paraphrases=args.paraphrases,
+        augment=getattr(args, "augment", None),
         max_length=args.max_length,
         training=training_arguments(args),
     )

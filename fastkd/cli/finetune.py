@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fastkd.cli.arguments import positive
+from fastkd.cli.arguments import fraction, positive
 from fastkd.cli.config import CommandParser, comma_separated, write_options
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     add("--student", required=True, help="the student's folder that `fastkd distill` made")
     add("--task", required=True, help="one of the student's tasks")
     add("--output", required=True, help="folder to save the student of that task to; must be new or empty")
-    add("--data-dir", help="folder of official-layout files; default: from the Hub")
+    add("--data-dir", help="folder of GLUE's files or of your own (docs/data.md); default: from the Hub")
+    add("--train-fraction", type=fraction, help="use this part, 0 to 1, of each class of the training rows")
     add("--max-train-rows", type=positive(int), help="use a random subset of at most this many rows")
     add("--max-length", type=positive(int), default=128, help="tokens per row, longer ones are cut (default 128)")
     add("--epochs", type=positive(float), default=5.0, help="default 5")
@@ -44,9 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     rates = [_rate(text) for text in comma_separated("--learning-rate", args.learning_rate)]
-    from fastkd.data.glue import get_task
+    from fastkd.data.glue import check_task
 
-    get_task(args.task)
+    check_task(args.task, args.data_dir)
     from fastkd.training.finetune import finetune
 
     candidates = finetune(
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         data_dir=args.data_dir,
         learning_rates=rates,
+        train_fraction=args.train_fraction,
         max_train_rows=args.max_train_rows,
         max_length=args.max_length,
         seed=args.seed,

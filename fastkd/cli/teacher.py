@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastkd.cli.arguments import positive
+from fastkd.cli.arguments import fraction, positive
 from fastkd.cli.config import CommandParser, comma_separated, write_options
 
 EXAMPLE = """example:
@@ -29,10 +29,16 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     add(
         "--tasks",
         required=True,
-        help="comma-separated: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, snli",
+        help="comma-separated: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, snli, or your own in --data-dir",
     )
     add("--output", required=True, help="folder to save the teacher to; must be new or empty")
-    add("--data-dir", help="folder of official-layout files; default: from the Hub")
+    add("--data-dir", help="folder of GLUE's files or of your own (docs/data.md); default: from the Hub")
+    add("--paraphrases", help="folder of tables <task>.csv with paraphrases of training rows (docs/data.md)")
+    add(
+        "--train-fraction",
+        type=fraction,
+        help="use a random part of each task's training rows, of each class this fraction (0 to 1)",
+    )
     add(
         "--max-train-rows",
         type=positive(int),
@@ -59,11 +65,11 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastkd.data.glue import get_task
+    from fastkd.data.glue import check_task
 
     tasks = comma_separated("--tasks", args.tasks)
     for task in tasks:
-        get_task(task)
+        check_task(task, args.data_dir)
     from fastkd.training.teacher import has_fast_bf16, train_teacher
 
     if args.bf16 is None:
@@ -73,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
         tasks,
         args.output,
         data_dir=args.data_dir,
+        train_fraction=args.train_fraction,
         max_train_rows=args.max_train_rows,
+        paraphrases=args.paraphrases,
         max_length=args.max_length,
         pooling=args.pooling,
         seed=args.seed,
@@ -91,13 +99,13 @@ def run(args: argparse.Namespace) -> int:
 
 def score_table(metrics: dict[str, float], tasks: list[str]) -> str:
     """One line per evaluation set with its metrics in percent, and the average of the tasks' scores."""
-    from fastkd.data.glue import get_task
+    from fastkd.data.metrics import METRICS
 
     rows: list[tuple[str, str]] = []
     for task in tasks:
         for name in (task, f"{task}_mismatched"):
-            keys = {metric: f"eval_{name}_{metric}" for metric in get_task(task).metrics}
-            if metrics.keys() >= set(keys.values()):
+            keys = {metric: f"eval_{name}_{metric}" for metric in METRICS if f"eval_{name}_{metric}" in metrics}
+            if keys:
                 rows.append((name, "  ".join(f"{metric} {100 * metrics[key]:.1f}" for metric, key in keys.items())))
     rows.append(("average", f"{metrics['eval_average']:.1f}"))
     return "\n".join(f"{name:16} {text}" for name, text in rows)

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from fastkd.data.glue import Task, get_task, load_task
+from fastkd.data.augment import augment as augment_rows
+from fastkd.data.glue import load_task, task_of
+from fastkd.data.tables import find_table
+from fastkd.data.task import UNLABELLED, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,8 +26,9 @@ def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max
     """Tokenised rows, a pair packed as ``[CLS] a [SEP] b [SEP]``.
 
     Columns: ``input_ids``, ``attention_mask``, ``token_type_ids`` (0 up to the first text's separator, 1
-    after it; made here when the tokenizer has none), ``labels`` (class number or float score), ``row`` and
-    ``length`` in tokens. Longer rows are cut to ``max_length`` tokens, the longer text of a pair first.
+    after it; made here when the tokenizer has none), ``labels`` (class number or float score, of the type of
+    ``label``), ``row`` and ``length`` in tokens. Longer rows are cut to ``max_length`` tokens, the longer text
+    of a pair first.
     """
     smallest = tokenizer.num_special_tokens_to_add(pair=len(task.columns) == 2) + len(task.columns)
     if max_length < smallest:
@@ -40,10 +45,11 @@ def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max
         columns = ("input_ids", "attention_mask", "token_type_ids")
         kept = {column: encoding[column] for column in columns}
         lengths = [len(ids) for ids in encoding["input_ids"]]
-        return {**kept, "labels": rows["label"], "row": rows["row"], "length": lengths}
+        return {**kept, "length": lengths}
 
     description = f"tokenise {task.name}"
-    return dataset.map(tokenize, batched=True, remove_columns=dataset.column_names, desc=description)
+    encoded = dataset.map(tokenize, batched=True, remove_columns=list(task.columns), desc=description)
+    return encoded.rename_column("label", "labels")
 
 
 def _token_types(sequence_ids: Sequence[int | None]) -> list[int]:
@@ -57,24 +63,45 @@ def load_encoded(
     max_length: int,
     data_dir: str | Path | None = None,
     *,
+    train_fraction: float | None = None,
     max_train_rows: int | None = None,
+    paraphrases: str | Path | None = None,
+    augment: int | None = None,
     seed: int = 0,
 ) -> tuple[MultiTaskDataset, dict[str, MultiTaskDataset]]:
     """Loads and encodes every task: its training rows together, its validation sets by name.
 
+    ``data_dir``, ``train_fraction``, ``max_train_rows``, ``paraphrases`` and ``seed``: see
+    ``fastkd.data.glue.load_task``. ``augment`` adds so many unlabelled variants of every training row, see
+    ``fastkd.data.augment``.
     A validation set is named as its task; MNLI's second one ``mnli_mismatched``. Validation rows come ordered
     by length, so that a batch pads little; ``row`` tells which is which.
     """
+    from datasets import concatenate_datasets
+
+    if paraphrases is not None and not any(find_table(Path(paraphrases), name) for name in tasks):
+        raise FileNotFoundError(f"{paraphrases} has no table of paraphrases, {' or '.join(f'{t}.csv' for t in tasks)}")
+    subset: dict[str, Any] = {"train_fraction": train_fraction, "max_train_rows": max_train_rows}
     train, validation = {}, {}
     for name in tasks:
-        task = get_task(name)
-        splits = load_task(name, data_dir, max_train_rows=max_train_rows, seed=seed)
-        train[name] = encode(splits.pop("train"), task, tokenizer, max_length)
+        splits = load_task(name, data_dir, paraphrases=paraphrases, seed=seed, **subset)
+        task = task_of(name, splits["train"].features)
+        rows = splits.pop("train")
+        if augment is not None:
+            mask_token = tokenizer.mask_token or tokenizer.unk_token
+            variants = augment_rows(rows, task, copies=augment, mask_token=mask_token, seed=seed)
+            rows = concatenate_datasets([rows, variants])
+        train[name] = encode(rows, task, tokenizer, max_length)
         for split, rows in splits.items():
             encoded = encode(rows, task, tokenizer, max_length)
             key = f"{name}_mismatched" if split == "validation_mismatched" and name in validation else name
             validation[key] = MultiTaskDataset({name: encoded.select(np.argsort(encoded["length"][:], kind="stable"))})
     return MultiTaskDataset(train), validation
+
+
+def _labelled(labels: Sequence[float]) -> npt.NDArray[Any]:
+    known = np.asarray(labels)
+    return np.flatnonzero(~np.isnan(known) if known.dtype.kind == "f" else known != UNLABELLED)
 
 
 class MultiTaskDataset(torch.utils.data.Dataset[Row]):
@@ -87,6 +114,11 @@ class MultiTaskDataset(torch.utils.data.Dataset[Row]):
         self.datasets = dict(datasets)
 
     @property
+    def tasks(self) -> dict[str, Task]:
+        """What the tasks are, by name."""
+        return {name: task_of(name, dataset.features) for name, dataset in self.datasets.items()}
+
+    @property
     def sizes(self) -> dict[str, int]:
         return {name: len(dataset) for name, dataset in self.datasets.items()}
 
@@ -94,6 +126,12 @@ class MultiTaskDataset(torch.utils.data.Dataset[Row]):
     def lengths(self) -> list[int]:
         """Number of tokens of each row."""
         return [length for dataset in self.datasets.values() for length in dataset["length"]]
+
+    def labelled(self) -> MultiTaskDataset:
+        """The rows that have a label."""
+        return MultiTaskDataset(
+            {name: dataset.select(_labelled(dataset["labels"][:])) for name, dataset in self.datasets.items()}
+        )
 
     def __len__(self) -> int:
         return sum(self.sizes.values())
@@ -126,8 +164,8 @@ class MultiTaskCollator:
     """Pads rows of one task to the longest of the batch and names the task.
 
     Gives ``input_ids``, ``attention_mask``, ``token_type_ids`` (rows, longest), int64; ``labels`` (rows,),
-    int64 or, for a regression, float32; ``teacher_logits`` (rows, outputs), float32, where the rows have it;
-    and ``task``, a str.
+    int64 or, for a regression, float32, −1 or NaN where there is none; ``teacher_logits`` (rows, outputs),
+    float32, where the rows have it; and ``task``, a str.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None = None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastkd.data.glue import Task
+    from fastkd.data.task import Task
 
 SUFFIXES = (".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")
 NO_GOLD_LABEL = "-"  # SNLI's mark of a pair on which the annotators did not agree

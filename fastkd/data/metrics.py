@@ -1,4 +1,4 @@
-"""The official metrics of the GLUE tasks."""
+"""The official metrics of the GLUE tasks, which are those of others too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from fastkd.data.glue import Task
+    from fastkd.data.task import Task
 
 Array = npt.NDArray[Any]
 
@@ -40,7 +40,7 @@ def task_metrics(task: Task, logits: npt.ArrayLike, labels: npt.ArrayLike) -> di
     if not np.isfinite(scores).all():
         raise ValueError(f"{task.name}: logits hold NaN or infinity; the model has diverged")
     predictions = scores[:, 0] if task.is_regression else scores.argmax(axis=1)
-    return {name: _METRICS[name](predictions, targets) for name in task.metrics}
+    return {name: METRICS[name](predictions, targets) for name in task.metrics}
 
 
 def main_score(task: Task, metrics: Mapping[str, float]) -> float:
@@ -80,7 +80,7 @@ def _constant(*arrays: Array) -> bool:
     return any(np.ptp(array) == 0 for array in arrays)
 
 
-_METRICS = {
+METRICS = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews": _matthews,

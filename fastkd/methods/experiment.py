@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,9 @@ import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, load_encoded
-from fastkd.data.glue import get_task
+from fastkd.data.glue import TASKS
 from fastkd.data.metrics import main_score
+from fastkd.data.task import Task
 from fastkd.methods.publish import publish, report
 from fastkd.methods.registry import get_method
 from fastkd.methods.students import BiLSTMStudent, Student
@@ -38,13 +39,15 @@ class Experiment:
     Args:
         teacher: a folder that ``fastkd teacher`` made, or one for each task, all of one vocabulary. The students
             take over the tokenizer, and start from the teacher of the first task.
-        tasks: names of ``fastkd.data.glue.TASKS``.
+        tasks: names of ``fastkd.data.glue.TASKS``, or of folders of the user's own in ``data_dir``.
         output: see :func:`run_experiment`.
         method: one of ``fastkd.methods.registry.METHODS``.
         student: the kind of student.
         arms: the students' rows of the table, in order, each with the fields of the method's configuration by
             which it departs from ``training``. Its students are alike in everything else: start, order of
-            batches, number of steps. The best student of the last row is published.
+            batches, number of steps; but one that learns from labels alone is not given the rows without. The
+            best student of the last row is published.
+        data_dir, train_fraction, max_train_rows, paraphrases, augment, max_length: see ``load_encoded``.
         seeds: one student of each row per seed.
         training: fields of the method's configuration.
     """
@@ -57,7 +60,10 @@ class Experiment:
     arms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     data_dir: str | None = None
     seeds: tuple[int, ...] = (1, 2, 3)
+    train_fraction: float | None = None
     max_train_rows: int | None = None
+    paraphrases: str | None = None
+    augment: int | None = None
     max_length: int = 128
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,10 +88,10 @@ class Experiment:
     def student_folder(self, arm: str, seed: int) -> Path:
         return Path(self.output) / _folder_name(arm) / f"seed-{seed}"
 
-    @property
-    def labels(self) -> dict[str, tuple[str, ...]]:
-        """Label names of each task, in the order of the students' outputs."""
-        return {task: get_task(task).label_names for task in self.tasks}
+    def needs_labels(self, arm: str) -> bool:
+        """Whether the row's students learn from labels alone."""
+        settings = {**self.training, **self.arms[arm]}
+        return get_method(self.method).without_kd.items() <= settings.items()
 
 
 def arms_of(method: str) -> dict[str, Mapping[str, Any]]:
@@ -102,12 +108,12 @@ def run_experiment(experiment: Experiment, jobs: int | None = None) -> str:
     time, sharing the cores equally; by default one on a GPU, and otherwise as many as there are cores.
     """
     teachers = load_teachers(experiment.teacher, experiment.tasks)
-    autocast = torch.bfloat16 if has_fast_bf16() else None
-    signal = TeacherSignal(teachers.by_task, experiment.labels, autocast=autocast)
-    size = 4 * experiment.student.make(teachers.first, experiment.labels).num_parameters()
+    labels = _labels(teachers)
+    TeacherSignal(teachers.by_task, labels)  # refuses a teacher of other tasks or labels before the data are read
+    size = 4 * experiment.student.make(teachers.first, labels).num_parameters()
     students = len(experiment.arms) * len(experiment.seeds)
     check_output(Path(experiment.output) / "students", needed_bytes=size * (students + 1))
-    train, validation, teacher_scores = _ask_teachers(experiment, teachers, signal)
+    train, validation, teacher_scores = _ask_teachers(experiment, teachers)
     keys = [(arm, seed) for seed in experiment.seeds for arm in experiment.arms]
     done = train_all(partial(train_student, experiment, train, validation), keys, jobs, f"{students} students")
     scores = {arm: {seed: done[arm, seed] for seed in experiment.seeds} for arm in experiment.arms}
@@ -116,8 +122,14 @@ def run_experiment(experiment: Experiment, jobs: int | None = None) -> str:
     return table
 
 
+def _labels(teachers: Teachers) -> dict[str, Sequence[str]]:
+    """Label names of each task in the order of the students' outputs; a task of the user's own has its teacher's."""
+    own = {task: model.config.tasks.get(task, {"labels": ()})["labels"] for task, model in teachers.by_task.items()}
+    return {task: TASKS[task].label_names if task in TASKS else names for task, names in own.items()}
+
+
 def _ask_teachers(
-    experiment: Experiment, teachers: Teachers, signal: TeacherSignal
+    experiment: Experiment, teachers: Teachers
 ) -> tuple[MultiTaskDataset, dict[str, MultiTaskDataset], dict[str, float]]:
     """The students' data, with the teachers' logits where they are used, and the teachers' own scores."""
     train, validation = load_encoded(
@@ -125,8 +137,13 @@ def _ask_teachers(
         teachers.tokenizer,
         experiment.max_length,
         experiment.data_dir,
+        train_fraction=experiment.train_fraction,
         max_train_rows=experiment.max_train_rows,
+        paraphrases=experiment.paraphrases,
+        augment=experiment.augment,
     )
+    names = {name: task.label_names for name, task in train.tasks.items()}
+    signal = TeacherSignal(teachers.by_task, names, autocast=torch.bfloat16 if has_fast_bf16() else None)
     output, collate = Path(experiment.output), MultiTaskCollator(teachers.tokenizer)
     signal.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if get_method(experiment.method).uses_cached_logits:
@@ -140,7 +157,8 @@ def _ask_teachers(
         scores: dict[str, float] = {}
         for model, tasks in teachers.tasks:
             own = {name: validation[name] for name, (task, _) in sets.items() if task in tasks}
-            scores |= _scores(MultiTaskTrainer(model, args, collate, eval_dataset=own), tasks)
+            taught = {name: task for name, task in train.tasks.items() if name in tasks}
+            scores |= _scores(MultiTaskTrainer(model, args, collate, eval_dataset=own), taught)
         return scores
 
     return train, validation, finished_or(output / "teacher", prints, evaluate)
@@ -164,19 +182,19 @@ def train_student(
     def train() -> dict[str, float]:
         teachers = load_teachers(experiment.teacher, experiment.tasks)
         torch.manual_seed(seed)
-        student = experiment.student.make(teachers.first, experiment.labels)
+        student = experiment.student.make(teachers.first, _labels(teachers))
         trainer = method.trainer(
             student,
             args,
             MultiTaskCollator(teachers.tokenizer),
-            train_rows,
+            train_rows.labelled() if experiment.needs_labels(arm) else train_rows,
             validation,
             teacher=None if method.uses_cached_logits else teachers.by_task,
             callbacks=[ReportProgress(add)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        scores = _scores(trainer, experiment.tasks)
+        scores = _scores(trainer, train_rows.tasks)
         with new_folder(folder / "model", replace=True) as model:
             student.save_pretrained(model)
             teachers.tokenizer.save_pretrained(model)
@@ -187,12 +205,11 @@ def train_student(
     return finished_or(folder, described | {"arm": dict(experiment.arms[arm]), "seed": seed}, train)
 
 
-def _scores(trainer: MultiTaskTrainer, tasks: Iterable[str]) -> dict[str, float]:
+def _scores(trainer: MultiTaskTrainer, tasks: Mapping[str, Task]) -> dict[str, float]:
     metrics = trainer.evaluate()
-    named = {task: get_task(task) for task in tasks}
     return {
         name: main_score(task, {metric: metrics[f"eval_{name}_{metric}"] for metric in task.metrics})
-        for name, task in named.items()
+        for name, task in tasks.items()
     }
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
+from fastkd.data.task import UNLABELLED
 from fastkd.losses import mixup, mixup_cross_entropy
 from fastkd.methods.logits import LogitDistance, check_weights
 from fastkd.mixing import EmbeddingMixer, check_options
@@ -105,7 +106,7 @@ class MixKDObjective:
 def _mixed_task_loss(logits: Tensor, labels: Tensor, mix: Mix) -> Tensor:
     if logits.shape[-1] == 1:
         return nn.functional.mse_loss(logits.squeeze(-1).float(), mixup(labels.float(), *mix))
-    return mixup_cross_entropy(logits, labels, *mix)
+    return mixup_cross_entropy(logits, labels, *mix, ignore_index=UNLABELLED, reduction="sum") / len(logits)
 
 
 @dataclass

@@ -30,7 +30,7 @@ class MKDObjective:
         sum_over_classes: of ``"mse"``: sum over classes, mean over rows, in place of the mean over all elements
             (the paper does not say which).
         hard_label_weight: of the cross-entropy with the labels, or the squared error of a regression; mean over
-            rows.
+            the rows that have a label.
         distillation_weight: 0 with ``hard_label_weight=1`` trains without a teacher.
     """
 

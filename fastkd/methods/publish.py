@@ -90,6 +90,13 @@ Training:
 
 {options}
 - seeds: {", ".join(map(str, experiment.seeds))}
-- rows per task: {experiment.max_train_rows or "all"}
+- rows per task: {_rows_per_task(experiment)}
 - tokens per row: {experiment.max_length}
 """
+
+
+def _rows_per_task(experiment: Experiment) -> str:
+    part = "all" if experiment.train_fraction is None else f"{100 * experiment.train_fraction:g} %"
+    if experiment.max_train_rows is not None:
+        part += f", at most {experiment.max_train_rows}"
+    return part if experiment.augment is None else f"{part}, with up to {experiment.augment} variants of each"

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
+from fastkd.data.glue import TASKS
+from fastkd.data.task import custom_task
 from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig, transformer_student
 from fastkd.students.transformer import HEAD_SIZE
 from fastkd.training.classifiers import MultiTaskEncoder
@@ -63,4 +65,5 @@ class TransformerStudent:
 
     def make(self, teacher: MultiTaskEncoder, labels: Labels) -> MultiTaskEncoder:
         pooling = self.pooling or teacher.config.pooling
-        return transformer_student(teacher, self.layers, list(labels), pooling=pooling, head_size=self.head_size)
+        tasks = [TASKS.get(name) or custom_task(name, (), tuple(names)) for name, names in labels.items()]
+        return transformer_student(teacher, self.layers, tasks, pooling=pooling, head_size=self.head_size)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from fastkd.data.task import Task
 from fastkd.training.classifiers import MultiTaskEncoder, MultiTaskEncoderConfig
 
 HEAD_SIZE = 512  # of MKD's students, as recalled
@@ -22,7 +23,7 @@ HEAD_SIZE = 512  # of MKD's students, as recalled
 def transformer_student(
     source: MultiTaskEncoder | PreTrainedModel | str | Path,
     layers: int,
-    tasks: Sequence[str],
+    tasks: Sequence[str | Task],
     *,
     pooling: str = "cls_of_layers",
     head_size: int | None = HEAD_SIZE,
@@ -32,7 +33,7 @@ def transformer_student(
     Args:
         source: a teacher, or an encoder; or the folder or Hub name of either.
         layers: 1 up to the number of layers of ``source``.
-        tasks: names of ``fastkd.data.glue.TASKS``.
+        tasks: known ones by name, see ``fastkd.data.glue.TASKS``.
         pooling, head_size: see ``MultiTaskEncoderConfig``. The defaults are MKD's as we recall them; the
             ordinary classifier, MixKD's, has ``pooling="cls", head_size=None``.
 

@@ -17,7 +17,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from fastkd.data.glue import get_task
+from fastkd.data.glue import TASKS, get_task
+from fastkd.data.task import UNLABELLED, Task
 
 POOLINGS = ("cls", "mean", "cls_of_layers")
 
@@ -80,10 +81,13 @@ class MultiTaskEncoder(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
-    def from_encoder(cls, source: str | PreTrainedModel, tasks: Sequence[str], **config: Any) -> MultiTaskEncoder:
-        """Fresh heads for ``tasks`` on a pretrained encoder: one to load in float32, or the model itself."""
+    def from_encoder(
+        cls, source: str | PreTrainedModel, tasks: Sequence[str | Task], **config: Any
+    ) -> MultiTaskEncoder:
+        """Fresh heads for ``tasks``, known ones by name, on an encoder: one to load in float32, or the model itself."""
         encoder = AutoModel.from_pretrained(source, dtype=torch.float32) if isinstance(source, str) else source
-        labels = {name: {"labels": get_task(name).label_names} for name in tasks}
+        known = [task if isinstance(task, Task) else get_task(task) for task in tasks]
+        labels = {task.name: {"labels": task.label_names} for task in known}
         model = cls(MultiTaskEncoderConfig(encoder.config, labels, **config))
         model.encoder = _read_by(model.config.pooling, encoder)
         return model
@@ -155,25 +159,33 @@ def _encoder_inputs(
 
 
 def task_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over the rows of the cross-entropy, or of the squared error where ``logits`` is (rows, 1)."""
+    """Mean over the rows of the cross-entropy, or of the squared error where ``logits`` is (rows, 1).
+
+    A row without a label, −1, or NaN in a regression, adds 0 to the sum and counts as a row: so the losses of
+    micro-batches still add up to that of the whole.
+    """
     if logits.shape[-1] == 1:
-        return nn.functional.mse_loss(logits.squeeze(-1).float(), labels.float())
-    return nn.functional.cross_entropy(logits.float(), labels)
+        errors = (logits.squeeze(-1).float() - labels.float()).square()
+        return torch.where(labels.isnan(), 0.0, errors).mean()
+    total = nn.functional.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum")
+    return total / len(labels)
 
 
 class SingleTaskTeacher(nn.Module):
     """A finished sequence classifier under the multi-task calling convention.
 
-    Its logits come in the order of the task's labels, which are matched by name with the checkpoint's.
+    Its logits come in the order of the task's labels, which are matched by name with the checkpoint's. The labels
+    of a task of the user's own are the checkpoint's, or those stated as ``label_names``; one output is a regression.
     """
 
     def __init__(self, model: PreTrainedModel, task: str, label_names: Sequence[str] | None = None) -> None:
         super().__init__()
-        names = get_task(task).label_names
         self.model = model
         self.config = model.config
-        self.config.tasks = {task: {"labels": list(names)}}
+        own = _own_labels(self.config, label_names)
+        names = TASKS[task].label_names if task in TASKS else own if len(own) > 1 else ()
         self.order = _label_order(self.config, task, names, label_names)
+        self.config.tasks = {task: {"labels": list(names)}}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -196,19 +208,23 @@ class SingleTaskTeacher(nn.Module):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
+def _own_labels(config: PreTrainedConfig, stated: Sequence[str] | None) -> list[str]:
+    return [str(name) for _, name in sorted((config.id2label or {}).items())] if stated is None else list(stated)
+
+
 def _label_order(config: PreTrainedConfig, task: str, names: Sequence[str], stated: Sequence[str] | None) -> list[int]:
     """For each of the task's labels, the checkpoint's output that stands for it."""
-    own = [str(name) for _, name in sorted((config.id2label or {}).items())] if stated is None else list(stated)
+    own = _own_labels(config, stated)
     if not names:
         if len(own) != 1:
             raise ValueError(f"{task} is a regression; a teacher of it has one output, not {len(own)}")
         return [0]
     if stated is None and all(name.upper() == f"LABEL_{i}" for i, name in enumerate(own)):
         raise ValueError(
-            f"the checkpoint does not name its labels ({', '.join(own)}); state the order of its outputs as "
-            f"label_names, some order of {', '.join(names)}"
+            f"the checkpoint does not name its labels ({', '.join(own)}); state those of {task} in the order of its "
+            f"outputs as label_names{', some order of ' + ', '.join(names) if task in TASKS else ''}"
         )
-    spelled = [re.sub(r"[\s-]+", "_", name.strip().lower()) for name in own]
+    spelled = [re.sub(r"[\s-]+", "_", name.strip().lower()) for name in own] if task in TASKS else own
     if len(own) != config.num_labels or sorted(spelled) != sorted(names):
         raise ValueError(
             f"{config.num_labels} outputs of the teacher are labelled {', '.join(own)}; "

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from fastkd.data.encode import MultiTaskDataset
-from fastkd.data.glue import get_task
 from fastkd.training.adoption import accepted_inputs, adopt
 from fastkd.training.checkpoints import last_checkpoint
 from fastkd.training.classifiers import task_loss
@@ -56,7 +55,8 @@ class DistillationTrainer(MultiTaskTrainer):
         **kwargs: Any,
     ) -> None:
         datasets = train_dataset.datasets if train_dataset else {}
-        adopt(model, {task: get_task(task).label_names for task in datasets})
+        tasks = train_dataset.tasks if train_dataset else {}
+        adopt(model, {name: task.label_names for name, task in tasks.items()})
         args.logging_nan_inf_filter = False  # it would read the loss at every step, and hide what is to be found
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
         self._accepted = accepted_inputs(model)

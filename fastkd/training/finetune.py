@@ -26,7 +26,7 @@ from transformers import (
 
 import fastkd.students  # noqa: F401  makes the Auto classes know the students
 from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, load_encoded
-from fastkd.data.glue import get_task
+from fastkd.data.glue import TASKS
 from fastkd.training.output import check_output, new_folder
 from fastkd.training.parallel import Add, ReportProgress, train_all
 from fastkd.training.report import usage
@@ -85,6 +85,7 @@ def finetune(
     *,
     data_dir: str | Path | None = None,
     learning_rates: Sequence[float] = LEARNING_RATES,
+    train_fraction: float | None = None,
     max_train_rows: int | None = None,
     max_length: int = 128,
     seed: int = 0,
@@ -100,7 +101,7 @@ def finetune(
         student: a folder with a student and its tokenizer: any classifier with ``config.tasks`` and ``heads``.
         task: one of the student's tasks.
         output_dir: a new or an empty folder; filled at once when training has succeeded, never half written.
-        data_dir, max_train_rows: see ``fastkd.data.glue.load_task``.
+        data_dir, train_fraction, max_train_rows: see ``fastkd.data.glue.load_task``.
         learning_rates: peaks to try. The defaults are MKD's as we recall them.
         max_length: tokens of a row, a pair counting as one.
         seed: of subset, order and dropout.
@@ -119,7 +120,9 @@ def finetune(
     check_output(output_dir)
     model, tokenizer = _load(student, task), AutoTokenizer.from_pretrained(student)
     check_output(output_dir, needed_bytes=4 * model.num_parameters())
-    rows = load_encoded([task], tokenizer, max_length, data_dir, max_train_rows=max_train_rows, seed=seed)
+    subset: dict[str, Any] = {"train_fraction": train_fraction, "max_train_rows": max_train_rows}
+    rows = load_encoded([task], tokenizer, max_length, data_dir, seed=seed, **subset)
+    _refuse_other_labels(student, task, model.config.tasks[task]["labels"], rows[0].tasks[task].label_names)
     options = {"seed": seed, "bf16": has_fast_bf16(), "use_cpu": not torch.accelerator.is_available()}
     train = partial(_train, student, task, MultiTaskCollator(tokenizer), *rows, {**DEFAULTS, **options, **arguments})
     done = train_all(train, list(learning_rates), jobs=1, description=f"fine-tuning on {task}")
@@ -144,12 +147,16 @@ def _load(folder: str | Path, task: str) -> PreTrainedModel:
     tasks = getattr(model.config, "tasks", {})
     if task not in tasks:
         raise ValueError(f"the student in {folder} has no head for {task}; its tasks are {', '.join(tasks) or 'none'}")
-    theirs, names = list(tasks[task]["labels"]), list(get_task(task).label_names)
-    if theirs != names:
-        raise ValueError(f"labels of {task} are {names}, but those of the student in {folder} are {theirs}")
+    if task in TASKS:
+        _refuse_other_labels(folder, task, tasks[task]["labels"], TASKS[task].label_names)
     model.config.tasks = {task: tasks[task]}
     model.heads = nn.ModuleDict({task: model.heads[task]})
     return model  # type: ignore[no-any-return]
+
+
+def _refuse_other_labels(folder: str | Path, task: str, theirs: Sequence[str], names: Sequence[str]) -> None:
+    if list(theirs) != list(names):
+        raise ValueError(f"labels of {task} are {list(names)}, but those of the student in {folder} are {list(theirs)}")
 
 
 def _train(

@@ -12,7 +12,6 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 from fastkd.data.encode import MultiTaskCollator, load_encoded
-from fastkd.data.glue import get_task
 from fastkd.training.classifiers import (
     MultiTaskEncoder,
     MultiTaskEncoderConfig,
@@ -40,12 +39,12 @@ def load_teacher(
 
     Args:
         path: a ``MultiTaskEncoder``, or any checkpoint for ``AutoModelForSequenceClassification``.
-        task: the task of such a checkpoint, one of ``fastkd.data.glue.TASKS``.
+        task: the task of such a checkpoint, one of ``fastkd.data.glue.TASKS`` or the user's own.
         label_names: the task's labels in the order of the checkpoint's outputs, for one that does not name
             its labels.
 
     Raises:
-        ValueError: ``task`` is missing or unknown, or the checkpoint's labels are not the task's.
+        ValueError: ``task`` is missing, or the checkpoint's labels are not the task's.
     """
     config = AutoConfig.from_pretrained(path)
     if isinstance(config, MultiTaskEncoderConfig):
@@ -56,7 +55,6 @@ def load_teacher(
         return teacher
     if task is None:
         raise ValueError(f"{path} is a {config.model_type} classifier; say which task it was trained on (task=…)")
-    get_task(task)
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
     return SingleTaskTeacher(model, task, label_names).eval()
 
@@ -67,7 +65,9 @@ def train_teacher(
     output_dir: str | Path,
     *,
     data_dir: str | Path | None = None,
+    train_fraction: float | None = None,
     max_train_rows: int | None = None,
+    paraphrases: str | Path | None = None,
     max_length: int = 128,
     pooling: str = "cls",
     seed: int = 0,
@@ -79,9 +79,9 @@ def train_teacher(
 
     Args:
         name_or_path: encoder on the Hub or in a folder.
-        tasks: names of ``fastkd.data.glue.TASKS``.
+        tasks: names of ``fastkd.data.glue.TASKS``, or of folders of the user's own in ``data_dir``.
         output_dir: a new or an empty folder; filled at once when training has succeeded, never half written.
-        data_dir, max_train_rows: see ``fastkd.data.glue.load_task``.
+        data_dir, train_fraction, max_train_rows, paraphrases: see ``fastkd.data.glue.load_task``.
         max_length: tokens of a row, a pair counting as one.
         pooling: see ``MultiTaskEncoderConfig``.
         seed: of heads, subset, order and dropout.
@@ -96,9 +96,18 @@ def train_teacher(
     """
     check_output(output_dir)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    train, validation = load_encoded(tasks, tokenizer, max_length, data_dir, max_train_rows=max_train_rows, seed=seed)
+    train, validation = load_encoded(
+        tasks,
+        tokenizer,
+        max_length,
+        data_dir,
+        train_fraction=train_fraction,
+        max_train_rows=max_train_rows,
+        paraphrases=paraphrases,
+        seed=seed,
+    )
     torch.manual_seed(seed)
-    model = MultiTaskEncoder.from_encoder(name_or_path, tasks, pooling=pooling)
+    model = MultiTaskEncoder.from_encoder(name_or_path, list(train.tasks.values()), pooling=pooling)
     check_output(output_dir, needed_bytes=4 * model.num_parameters())
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 32,

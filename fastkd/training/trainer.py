@@ -13,8 +13,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from fastkd.data.encode import MultiTaskDataset
-from fastkd.data.glue import get_task
 from fastkd.data.metrics import main_score, task_metrics
+from fastkd.data.task import Task
 from fastkd.training.sampler import MultiTaskBatchSampler
 
 SAMPLING_STRATEGIES = ("random", "group_by_length")
@@ -120,7 +120,7 @@ class MultiTaskTrainer(Trainer):
         if isinstance(sets, dict):
             scores = defaultdict(list)
             for name, dataset in sets.items():
-                task = get_task(_only_task(dataset))
+                task = _only_task(dataset)
                 prefix = f"{metric_key_prefix}_{name}_"
                 named = {metric: metrics[prefix + metric] for metric in task.metrics}
                 scores[task.name].append(main_score(task, named))
@@ -131,7 +131,7 @@ class MultiTaskTrainer(Trainer):
         return metrics
 
     def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        self._evaluated_task = get_task(_only_task(dataloader.dataset))
+        self._evaluated_task = _only_task(dataloader.dataset)
         return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def _metrics_of_task(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -153,11 +153,11 @@ def _check_arguments(args: TrainingArguments, trainer_arguments: Mapping[str, An
         raise ValueError("label_smoothing_factor and compute_loss_func are not used; override batch_loss")
 
 
-def _only_task(dataset: Any) -> str:
-    names = list(dataset.datasets)
-    if len(names) != 1:
-        raise ValueError(f"an evaluation set holds rows of one task, not of {', '.join(names)}")
-    return str(names[0])
+def _only_task(dataset: Any) -> Task:
+    tasks: dict[str, Task] = dataset.tasks
+    if len(tasks) != 1:
+        raise ValueError(f"an evaluation set holds rows of one task, not of {', '.join(tasks)}")
+    return next(iter(tasks.values()))
 
 
 class _EpochOfSampler(TrainerCallback):
