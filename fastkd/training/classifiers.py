@@ -165,8 +165,9 @@ def task_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     micro-batches still add up to that of the whole.
     """
     if logits.shape[-1] == 1:
-        errors = (logits.squeeze(-1).float() - labels.float()).square()
-        return torch.where(labels.isnan(), 0.0, errors).mean()
+        labelled = ~labels.isnan()
+        scores = labels.float().where(labelled, 0)  # before the difference: a NaN in it would reach the gradient
+        return ((logits.squeeze(-1).float() - scores).square() * labelled).mean()
     total = nn.functional.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum")
     return total / len(labels)
 
