@@ -47,7 +47,7 @@ class Gradients:
 
     def __init__(self, head: Head, row_weight: Tensor | None, hidden: bool, weight: bool, bias: bool) -> None:
         self.head = head
-        self.memory = fresh(head.hidden, *head.weight.shape) if weight else None
+        self.memory = head.hidden.new_empty(head.weight.shape) if weight else None
         self.needed = hidden or weight or bias
         self.hidden = torch.empty_like(head.hidden) if hidden else None
         self.weight: Tensor | None = None
@@ -100,11 +100,3 @@ class Gradients:
             grads = tuple(None if grad is None else grad * self.peak for grad in grads)  # type: ignore[assignment]
         dtype = head.hidden.dtype
         return losses, *(losses.new_empty(0, dtype=dtype) if g is None else g.to(dtype) for g in grads)  # type: ignore[return-value]
-
-
-def fresh(like: Tensor, *shape: int) -> Tensor:
-    """Memory that is written once, where faulting in small pages would take as long as the writing."""
-    memory = like.new_empty(shape)
-    if memory.device.type == "cpu":
-        torch.ops.fastkd.prefer_huge_pages_(memory)
-    return memory

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastkd import reference
 from fastkd.ops import _extension
-from fastkd.ops._heads import Gradients, Head, fresh, through_softcap
+from fastkd.ops._heads import Gradients, Head, through_softcap
 from fastkd.ops.kl_div import MEAN, NAMES, NONE, denominator_of, reduce
 
 LEAST_BUDGET = 44 * 2**20
@@ -211,14 +211,14 @@ def _fused(
     chunks = plan(count, rows_within(options.memory_budget, weight), 0 if lent is None else weight.shape[1])
     beside = [theirs if alike and (lent is None or rows.start > 0) else 0 for rows, theirs in chunks]
     sizes = [rows.stop - rows.start for rows, _ in chunks]
-    buffer = fresh(hidden, max(map(add, sizes, beside), default=0), vocabulary)
+    buffer = hidden.new_empty(max(map(add, sizes, beside), default=0), vocabulary)
     losses = hidden.new_empty(count, dtype=torch.float32)
     for (rows, theirs), size in zip(chunks, sizes, strict=True):
         logits, memory = student.logits(rows, buffer[:size]), buffer[size:]
         if lent is not None and rows.start == 0:
             memory = lent.view(-1, vocabulary)
         elif not alike:
-            memory = fresh(teacher.hidden, theirs, vocabulary)
+            memory = teacher.hidden.new_empty(theirs, vocabulary)
         for start in range(rows.start, rows.stop, theirs):
             part = slice(start, min(start + theirs, rows.stop))
             ours = logits[start - rows.start : part.stop - rows.start]

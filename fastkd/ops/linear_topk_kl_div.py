@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastkd import reference
 from fastkd.ops import _extension
-from fastkd.ops._heads import Gradients, Head, fresh, through_softcap
+from fastkd.ops._heads import Gradients, Head, through_softcap
 from fastkd.ops.kl_div import NAMES, NONE, denominator_of, reduce
 from fastkd.ops.linear_kl_div import differentiable, evenly, rows_within
 from fastkd.ops.topk_kl_div import Teacher, prepare
@@ -124,7 +124,7 @@ def _fused(
     count = len(student.hidden)
     chunks = evenly(0, count, rows_within(options.memory_budget, weight))
     gradients = Gradients(student, counted(row_weight), need_hidden, need_weight, need_bias)
-    buffer = fresh(hidden, max((rows.stop - rows.start for rows in chunks), default=0), len(weight))
+    buffer = hidden.new_empty(max((rows.stop - rows.start for rows in chunks), default=0), len(weight))
     per_row: list[Any] = [counted(x) for x in (options.ids, options.outcomes, options.row_temperature, options.mass)]
     losses = hidden.new_empty(count, dtype=torch.float32)
     for rows in chunks:
