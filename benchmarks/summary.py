@@ -12,7 +12,7 @@ from benchmarks.results import Row
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "figures.md")
-BLOCK = re.compile(r"(<!-- benchmarks: .*?-->\n).*?(<!-- end of benchmarks -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (older )?benchmarks: .*?-->\n).*?(<!-- end of benchmarks -->)", re.DOTALL)
 STEPS = re.compile(r"(<!-- steps: .*?-->\n).*?(<!-- end of steps -->)", re.DOTALL)
 ANSWERS = re.compile(r"(<!-- answers of (\w+): .*?-->\n).*?(<!-- end of answers -->)", re.DOTALL)
 HEADER = (
@@ -82,6 +82,12 @@ def tables(machines: Results) -> str:
     return "\n" + "\n".join(parts) + "\n"
 
 
+def by_age(machines: Results, older: bool) -> Results:
+    """The machine that was measured last, or the ``older`` others."""
+    latest = max(machines, key=lambda name: max(row["date"] for rows in machines[name].values() for row in rows))
+    return {name: ops for name, ops in machines.items() if (name != latest) == older}
+
+
 def answer_tables(machines: Results, page: str) -> str:
     """A table for each machine of one page of answers."""
     parts = []
@@ -127,7 +133,7 @@ def _step_line(problem: results.Problem) -> tuple[str, ...]:
 
 def rewritten(text: str, found: Kinds) -> str:
     """A page's text with the tables that the results give."""
-    text = BLOCK.sub(lambda block: block[1] + tables(found.ops) + block[2], text)
+    text = BLOCK.sub(lambda block: block[1] + tables(by_age(found.ops, bool(block[2]))) + block[3], text)
     text = STEPS.sub(lambda block: block[1] + step_tables(found.steps) + block[2], text)
     return ANSWERS.sub(lambda block: block[1] + answer_tables(found.answers, block[2]) + block[3], text)
 

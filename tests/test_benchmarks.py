@@ -206,6 +206,12 @@ def test_the_pages_say_what_the_results_say():
         assert summary.rewritten(page, summary.read_all()) == page
 
 
+def test_the_machine_measured_last_is_told_from_the_others():
+    dated = {name: {"kl_div": [{"date": date}]} for name, date in {"a": "2026-01", "b": "2026-03", "c": "2026-02"}.items()}
+    assert list(summary.by_age(dated, older=False)) == ["b"]
+    assert list(summary.by_age(dated, older=True)) == ["a", "c"]
+
+
 def test_the_summary_has_a_line_for_each_problem_and_leaves_out_what_was_not_measured(rows, tmp_path):
     overhead = results.make_rows(
         MACHINE,
