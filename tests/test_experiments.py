@@ -218,7 +218,7 @@ def test_verdicts(differences, words, mean, error):
 
 
 def test_a_claim_compares_models_of_one_column_and_seed():
-    good = scores_of("good", {("a", 1): 70, ("b", 1): 50, ("a", 2): 72, ("c", 1): 99})
+    good = scores_of("good", {("a", 1): 70, ("b", 1): 50, ("a", 2): 72, ("b", 2): 0, ("c", 1): 99})
     bad = scores_of("bad", {("a", 1): 69, ("b", 1): 47, ("a", 2): 71, ("a", 3): 10})
     assert sorted(beats("good", "bad", "").differences([*good, *bad])) == [1, 1, 3]
     table = verdicts([beats("good", "bad", "good is better")], [*bad, *good]).splitlines()
