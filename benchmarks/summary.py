@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import overview, results, serving_report
-from benchmarks.registry import FORWARD_BACKWARD
+from benchmarks.registry import FORWARD_BACKWARD, STEP
 from benchmarks.results import Row
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "figures.md")
 BLOCK = re.compile(r"(<!-- benchmarks: .*?-->\n).*?(<!-- end of benchmarks -->)", re.DOTALL)
+STEPS = re.compile(r"(<!-- steps: .*?-->\n).*?(<!-- end of steps -->)", re.DOTALL)
 ANSWERS = re.compile(r"(<!-- answers of (\w+): .*?-->\n).*?(<!-- end of answers -->)", re.DOTALL)
 HEADER = (
     "op",
@@ -25,13 +27,25 @@ HEADER = (
 )
 
 
-def read_all(folder: Path = results.RESULTS, *, answers: bool = False) -> dict[str, dict[str, list[Row]]]:
-    """The rows by machine and op: of the ops of training, or of the pages of answers."""
-    found: dict[str, dict[str, list[Row]]] = {}
+Results = dict[str, dict[str, list[Row]]]  # rows by machine and op
+
+
+class Kinds(NamedTuple):
+    """What was measured of ops, of whole training steps, and of answers."""
+
+    ops: Results
+    steps: Results
+    answers: Results
+
+
+def read_all(folder: Path = results.RESULTS) -> Kinds:
+    found = Kinds({}, {}, {})
     for path in sorted(folder.glob("*.csv")):
         rows = results.read(path)
-        if "provider" in rows[0] and serving_report.is_answers(rows) == answers:
-            found.setdefault(rows[0]["machine"], {})[rows[0]["op"]] = rows
+        if "provider" in rows[0]:
+            step = rows[0]["direction"] == STEP
+            kind = found.answers if serving_report.is_answers(rows) else found.steps if step else found.ops
+            kind.setdefault(rows[0]["machine"], {})[rows[0]["op"]] = rows
     return found
 
 
@@ -58,7 +72,7 @@ def _line(op: str, problem: results.Problem) -> tuple[str, ...]:
     )
 
 
-def tables(machines: dict[str, dict[str, list[Row]]]) -> str:
+def tables(machines: Results) -> str:
     """A table for each machine, below what the measurements have in common."""
     parts = []
     for machine, ops in machines.items():
@@ -68,7 +82,7 @@ def tables(machines: dict[str, dict[str, list[Row]]]) -> str:
     return "\n" + "\n".join(parts) + "\n"
 
 
-def answer_tables(machines: dict[str, dict[str, list[Row]]], page: str) -> str:
+def answer_tables(machines: Results, page: str) -> str:
     """A table for each machine of one page of answers."""
     parts = []
     for machine, pages in machines.items():
@@ -81,18 +95,49 @@ def answer_tables(machines: dict[str, dict[str, list[Row]]], page: str) -> str:
     return "\n" + "\n".join(parts) + "\n" if parts else ""
 
 
-def rewritten(text: str, machines: dict[str, dict[str, list[Row]]], answers: dict[str, dict[str, list[Row]]]) -> str:
+def step_tables(machines: Results) -> str:
+    """A table for each machine of whole training steps, against the method written plainly and the passes alone."""
+    parts = []
+    header = ("method", "rows × tokens", "plainly", "fastkd", "rows a second", "faster", "time / passes", "peak MB")
+    for machine, pages in machines.items():
+        lines = [header, ("---",) * 2 + ("---:",) * (len(header) - 2)]
+        for rows in pages.values():
+            lines += [_step_line(problem) for problem in results.problems(rows)]
+        first = next(iter(pages.values()))[0]
+        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        parts.append(f"{machine}; {first['threads']} threads, torch {first['torch']}:\n\n{body}\n")
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def _step_line(problem: results.Problem) -> tuple[str, ...]:
+    plain, ours = problem.found["eager"], problem.found["fastkd"]
+    times = [float(row["median_ms"]) for row in (plain, ours)]
+    rows = int(ours["shape"].split("x")[0])
+    peaks = [results.megabytes(row["peak_bytes"]) for row in (plain, ours)] if ours["peak_bytes"] else []
+    return (
+        ours["options"].removeprefix("method="),
+        ours["shape"].replace("x", " × "),
+        *map(results.duration, times),
+        f"{1e3 * rows / times[1]:.3g}",
+        f"{times[0] / times[1]:.3g}×",
+        f"{float(ours['ratio_to_limit']):.3g}×",
+        " / ".join(peaks),
+    )
+
+
+def rewritten(text: str, found: Kinds) -> str:
     """A page's text with the tables that the results give."""
-    text = BLOCK.sub(lambda block: block[1] + tables(machines) + block[2], text)
-    return ANSWERS.sub(lambda block: block[1] + answer_tables(answers, block[2]) + block[3], text)
+    text = BLOCK.sub(lambda block: block[1] + tables(found.ops) + block[2], text)
+    text = STEPS.sub(lambda block: block[1] + step_tables(found.steps) + block[2], text)
+    return ANSWERS.sub(lambda block: block[1] + answer_tables(found.answers, block[2]) + block[3], text)
 
 
 def main() -> None:
-    machines = read_all()
+    found = read_all()
     for page in PAGES:
-        page.write_text(rewritten(page.read_text("utf-8"), machines, read_all(answers=True)), "utf-8")
+        page.write_text(rewritten(page.read_text("utf-8"), found), "utf-8")
         print(page)
-    for machine, ops in machines.items():
+    for machine, ops in found.ops.items():
         for path in overview.draw(machine, ops, results.RESULTS):
             print(path)
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import __main__ as program
-from benchmarks import overview, plot, results, summary
+from benchmarks import overview, plot, results, summary, train_step
 from benchmarks.measure import CALLS_PER_OVERHEAD_SAMPLE, MAX_ROUNDS, WrongResult, bind, check, interleave
 from benchmarks.memory import peak_meter
-from benchmarks.registry import FORWARD, FORWARD_BACKWARD, Case, Provider, load_benchmarks
+from benchmarks.registry import FORWARD, FORWARD_BACKWARD, STEP, Case, Provider, load_benchmarks
 
 CASE = Case("kl_div", (16, 50), torch.float32, "small", options={"temperature": 2.0})
 
@@ -203,7 +203,7 @@ def test_the_pages_say_what_the_results_say():
     assert "| mkd 1 × 24 (1 thread) |" in summary.ANSWERS.search(readme)[0]
     assert "| 1 × 32 × 300 × 256 (1 thread) |" in summary.ANSWERS.search(figures)[0]
     for page in (readme, figures):
-        assert summary.rewritten(page, summary.read_all(), summary.read_all(answers=True)) == page
+        assert summary.rewritten(page, summary.read_all()) == page
 
 
 def test_the_summary_has_a_line_for_each_problem_and_leaves_out_what_was_not_measured(rows, tmp_path):
@@ -218,12 +218,36 @@ def test_the_summary_has_a_line_for_each_problem_and_leaves_out_what_was_not_mea
     masked = [row | {"options": "temperature=1.0"} for row in overhead]
     results.write([*rows, *compiled, *masked], tmp_path / "kl_div-some-cpu.csv")
     (tmp_path / "mkd.csv").write_text("model,score\nteacher,86.8\n")
-    ((machine, ops),) = summary.read_all(tmp_path).items()
+    ((machine, ops),) = summary.read_all(tmp_path).ops.items()
     assert machine == MACHINE["machine"]
     assert summary.table(ops).splitlines()[2:] == [
         "| `kl_div` | 16 × 50 (temperature=2.0) | float32 | 2 ms | 15× | 2.5× | 2× | 40 / 40 / 4 |",
         "| `kl_div` | 3 × 2 (temperature=1.0) | float32 | 20 µs | 1.5× | 3× |  |  |",
     ]
+
+
+def test_steps_have_a_table_of_their_own(tmp_path):
+    case = replace(CASE, op="train_step", shape=(32, 24), options={"method": "mixkd"})
+    seconds = {"eager": [1.0], "fastkd": [0.8], "limit:passes": [0.64]}
+    results.write(
+        results.make_rows(MACHINE, case, STEP, seconds, {"eager": 10**8, "fastkd": 8 * 10**7}), tmp_path / "a.csv"
+    )
+    found = summary.read_all(tmp_path)
+    assert found.ops == found.answers == {}
+    text = summary.rewritten("<!-- steps: x -->\nold<!-- end of steps -->", found)
+    assert "| mixkd | 32 × 24 | 1 s | 800 ms | 40 | 1.25× | 1.25× | 100 / 80 |" in text
+    assert "old" not in text
+
+
+@pytest.mark.parametrize("method", ["mixkd", "kd", "mkd", "mkd-cached"])
+def test_a_trainers_step_is_the_method_written_plainly(method):
+    case = Case("train_step", (3, 8), torch.float32, "small", directions=(STEP,), options={"method": method})
+    inputs = train_step.make_inputs(case)
+    calls = {"fastkd": bind(train_step.BENCHMARK["fastkd"], case, inputs, STEP)}
+    check(train_step.BENCHMARK, case, inputs, STEP, calls)
+    calls["fastkd"] = lambda: (1.01 * train_step.trained(**inputs, method=method),)
+    with pytest.raises(WrongResult):
+        check(train_step.BENCHMARK, case, inputs, STEP, calls)
 
 
 def test_the_pictures_of_all_ops_show_what_was_measured(rows, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from tolerance import GRADIENT, VALUE, assert_close
 
 from fastkd.losses import LinearKLDivLoss, kl_div, linear_kl_div
+from fastkd.ops.linear_kl_div import plan
 
 pytestmark = backends.fused
 OPTIONS = samples.options()
@@ -226,3 +227,16 @@ def test_no_rows():
     assert loss.item() == 0.0
     assert hidden.grad.shape == hidden.shape
     assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("lent", [0, 3, 1000])
+@pytest.mark.parametrize("most", [2, 3, 7, 64])
+@pytest.mark.parametrize("rows", [0, 1, 5, 100])
+def test_chunks_hold_every_row_once_within_their_memory(rows, most, lent):
+    chunks = plan(rows, most, lent)
+    assert [row for chunk, _ in chunks for row in range(rows)[chunk]] == list(range(rows))
+    for index, (chunk, theirs) in enumerate(chunks):
+        ours = chunk.stop - chunk.start
+        assert ours >= theirs >= 1
+        assert ours <= most if lent and index == 0 else ours + theirs <= most
+        assert index > 0 or theirs <= (lent or most)

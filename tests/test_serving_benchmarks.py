@@ -172,9 +172,10 @@ def test_the_tables_say_what_was_measured(rows):
 
 def test_the_summary_compares_with_the_fastest_of_those_that_compute_the_same(rows, tmp_path):
     results.write(rows, tmp_path / "student-some-cpu.csv")
-    assert summary.read_all(tmp_path) == {}
-    machines = summary.read_all(tmp_path, answers=True)
-    text = summary.rewritten("<!-- answers of student: x -->\nold<!-- end of answers -->", {}, machines)
+    found = summary.read_all(tmp_path)
+    assert found.ops == found.steps == {}
+    machines = found.answers
+    text = summary.rewritten("<!-- answers of student: x -->\nold<!-- end of answers -->", found)
     assert f"{CPU}; torch 2.13.0, onnxruntime 1.31:" in text
     one, two = text.splitlines()[6:8]
     problem, peers = "| mkd 1 × 24 (1 thread) | 3 ms | 2 ms | 1 ms |", "6 ms (ORT) | 4 ms (torch int8) |"

@@ -54,7 +54,7 @@ def linear_kl_div(
         student_softcap, teacher_softcap: cap c > 0 of c · tanh(logits / c), as of Gemma's.
         temperature, divergence, beta, labels, ignore_index, mask, reduction, normalizer, scale_by_temperature,
             cross_entropy_weight: as of :func:`fastkd.losses.kl_div`.
-        memory_budget: bytes that chunks of logits may take; by default 48 MiB or, where that is more, 3/16 of the size
+        memory_budget: bytes that chunks of logits may take; by default 44 MiB or, where that is more, 3/16 of the size
             of ``student_weight`` (in half precision three times it, what a sum over chunks would take). A smaller
             one is slower: the weight's gradient is read and written once per chunk.
 

@@ -40,13 +40,14 @@ def through_softcap(logits: Tensor, softcap: float | None, differentiate: Callab
 
 
 class Gradients:
-    """Sums of the chunks' gradients, each row weighted; of the weight in float32 when there are more than ``FEW``."""
+    """Sums of the chunks' gradients, each row weighted; of the weight in float32 when there are more than ``FEW``.
 
-    def __init__(
-        self, head: Head, row_weight: Tensor | None, chunk: int, hidden: bool, weight: bool, bias: bool
-    ) -> None:
+    ``memory`` of the weight's gradient (vocabulary, width) is free for other use until the first chunk is added.
+    """
+
+    def __init__(self, head: Head, row_weight: Tensor | None, hidden: bool, weight: bool, bias: bool) -> None:
         self.head = head
-        self.sum_dtype = torch.float32 if len(head.hidden) > FEW * chunk else head.weight.dtype
+        self.memory = head.hidden.new_empty(head.weight.shape) if weight else None
         self.needed = hidden or weight or bias
         self.hidden = torch.empty_like(head.hidden) if hidden else None
         self.weight: Tensor | None = None
@@ -62,8 +63,8 @@ class Gradients:
             row_weight = row_weight.expand(len(head.hidden))
         self.row_weight = row_weight
 
-    def add(self, rows: slice, logits: Tensor) -> None:
-        """Take in the gradient of a chunk of logits."""
+    def add(self, rows: slice, logits: Tensor, chunks: int) -> None:
+        """Take in the gradient of one of so many chunks of logits."""
         if not self.needed:
             return
         assert self.row_weight is not None
@@ -72,7 +73,13 @@ class Gradients:
             torch.mm(logits, self.head.weight, out=self.hidden[rows]).mul_(row_weight)
         if self.need_weight:
             weighted = (self.head.hidden[rows] * row_weight).to(logits.dtype)
-            self.weight = _accumulated(self.weight, logits, weighted, self.sum_dtype)
+            dtype = torch.float32 if chunks > FEW else logits.dtype
+            if self.weight is None:
+                self.weight = torch.mm(logits.T, weighted, out=self.memory).to(dtype)
+            elif dtype == logits.dtype:
+                self.weight.addmm_(logits.T, weighted)
+            else:
+                self.weight.add_(torch.mm(logits.T, weighted))
         if self.need_bias:
             part = torch.mv(logits.T, row_weight[:, 0].to(logits.dtype)).float()
             self.bias = part if self.bias is None else self.bias.add_(part)
@@ -93,20 +100,3 @@ class Gradients:
             grads = tuple(None if grad is None else grad * self.peak for grad in grads)  # type: ignore[assignment]
         dtype = head.hidden.dtype
         return losses, *(losses.new_empty(0, dtype=dtype) if g is None else g.to(dtype) for g in grads)  # type: ignore[return-value]
-
-
-def _accumulated(total: Tensor | None, logits: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """total + logitsᵀ hidden in ``dtype``."""
-    if total is None:
-        return torch.mm(logits.T, hidden, out=fresh(logits, logits.shape[1], hidden.shape[1])).to(dtype)
-    if dtype == logits.dtype:
-        return total.addmm_(logits.T, hidden)
-    return total.add_(torch.mm(logits.T, hidden))
-
-
-def fresh(like: Tensor, *shape: int) -> Tensor:
-    """Memory that is written once, where faulting in small pages would take as long as the writing."""
-    memory = like.new_empty(shape)
-    if memory.device.type == "cpu":
-        torch.ops.fastkd.prefer_huge_pages_(memory)
-    return memory

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fastkd import reference
 from fastkd.ops import _extension
-from fastkd.ops._heads import Gradients, Head, fresh, through_softcap
+from fastkd.ops._heads import Gradients, Head, through_softcap
 from fastkd.ops.kl_div import NAMES, NONE, denominator_of, reduce
-from fastkd.ops.linear_kl_div import chunk_rows, differentiable
+from fastkd.ops.linear_kl_div import differentiable, evenly, rows_within
 from fastkd.ops.topk_kl_div import Teacher, prepare
 from fastkd.reference.topk_kl_div import unnormalized
 
@@ -122,17 +122,16 @@ def _fused(
 
     student = Head(counted(hidden), weight, bias, options.student_scale, options.student_softcap)
     count = len(student.hidden)
-    chunk, _ = chunk_rows(count, weight, options.memory_budget)
-    gradients = Gradients(student, counted(row_weight), chunk, need_hidden, need_weight, need_bias)
-    buffer = fresh(hidden, chunk, len(weight))
+    chunks = evenly(0, count, rows_within(options.memory_budget, weight))
+    gradients = Gradients(student, counted(row_weight), need_hidden, need_weight, need_bias)
+    buffer = hidden.new_empty(max((rows.stop - rows.start for rows in chunks), default=0), len(weight))
     per_row: list[Any] = [counted(x) for x in (options.ids, options.outcomes, options.row_temperature, options.mass)]
     losses = hidden.new_empty(count, dtype=torch.float32)
-    for begin in range(0, count, max(chunk, 1)):
-        rows = slice(begin, min(begin + chunk, count))
-        logits = student.logits(rows, buffer[: rows.stop - begin])
+    for rows in chunks:
+        logits = student.logits(rows, buffer[: rows.stop - rows.start])
         ids, outcomes, temperature, mass = (x if x is None else x[rows] for x in per_row)
         losses[rows] = _divergence(logits, ids, outcomes, temperature, mass, options, gradients.needed)
-        gradients.add(rows, logits)
+        gradients.add(rows, logits, len(chunks))
     return gradients.results(losses, index, hidden.shape[0])
 
 
