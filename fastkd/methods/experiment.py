@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PrinterCallback, TrainingArguments
@@ -93,6 +93,20 @@ class Experiment:
         settings = {**self.training, **self.arms[arm]}
         return get_method(self.method).without_kd.items() <= settings.items()
 
+    def described(self, arm: str, seed: int) -> dict[str, Any]:
+        """All that one student depends on, JSON values: what a finished one is known by."""
+        shared = ("output", "seeds", "arms")
+        own = {name: value for name, value in asdict(self).items() if name not in shared}
+        return own | {"arm": dict(self.arms[arm]), "seed": seed}
+
+
+class Material(NamedTuple):
+    """What the students of an experiment learn from and are judged by, and the teachers' own scores."""
+
+    train: MultiTaskDataset
+    validation: Mapping[str, MultiTaskDataset]
+    teacher_scores: Mapping[str, float]
+
 
 def arms_of(method: str) -> dict[str, Mapping[str, Any]]:
     """A method's two usual rows: students that learn from the labels alone, and its own."""
@@ -108,16 +122,11 @@ def run_experiment(experiment: Experiment, jobs: int | None = None) -> str:
     time, sharing the cores equally; by default one on a GPU, and otherwise as many as there are cores.
     """
     teachers = load_teachers(experiment.teacher, experiment.tasks)
-    labels = _labels(teachers)
-    TeacherSignal(teachers.by_task, labels)  # refuses a teacher of other tasks or labels before the data are read
-    size = 4 * experiment.student.make(teachers.first, labels).num_parameters()
-    students = len(experiment.arms) * len(experiment.seeds)
-    check_output(Path(experiment.output) / "students", needed_bytes=size * (students + 1))
-    train, validation, teacher_scores = _ask_teachers(experiment, teachers)
+    material = prepare(experiment, teachers)
     keys = [(arm, seed) for seed in experiment.seeds for arm in experiment.arms]
-    done = train_all(partial(train_student, experiment, train, validation), keys, jobs, f"{students} students")
+    done = train_all(partial(train_student, experiment, material), keys, jobs, f"{len(keys)} students")
     scores = {arm: {seed: done[arm, seed] for seed in experiment.seeds} for arm in experiment.arms}
-    table = report(experiment, teachers, teacher_scores, scores, validation)
+    table = report(experiment, teachers, scores, material)
     publish(experiment, scores, table)
     return table
 
@@ -128,10 +137,13 @@ def _labels(teachers: Teachers) -> dict[str, Sequence[str]]:
     return {task: TASKS[task].label_names if task in TASKS else names for task, names in own.items()}
 
 
-def _ask_teachers(
-    experiment: Experiment, teachers: Teachers
-) -> tuple[MultiTaskDataset, dict[str, MultiTaskDataset], dict[str, float]]:
-    """The students' data, with the teachers' logits where they are used, and the teachers' own scores."""
+def prepare(experiment: Experiment, teachers: Teachers) -> Material:
+    """Loads the rows, once it is clear that students of these teachers can be saved, and asks the teachers."""
+    labels = _labels(teachers)
+    TeacherSignal(teachers.by_task, labels)  # refuses a teacher of other tasks or labels before the data are read
+    size = 4 * experiment.student.make(teachers.first, labels).num_parameters()
+    students = len(experiment.arms) * len(experiment.seeds)
+    check_output(Path(experiment.output) / "students", needed_bytes=size * (students + 1))
     train, validation = load_encoded(
         experiment.tasks,
         teachers.tokenizer,
@@ -161,48 +173,41 @@ def _ask_teachers(
             scores |= _scores(MultiTaskTrainer(model, args, collate, eval_dataset=own), taught)
         return scores
 
-    return train, validation, finished_or(output / "teacher", prints, evaluate)
+    return Material(train, validation, finished_or(output / "teacher", prints, evaluate))
 
 
-def train_student(
-    experiment: Experiment,
-    train_rows: MultiTaskDataset,
-    validation: Mapping[str, MultiTaskDataset],
-    key: tuple[str, int],
-    add: Add,
-) -> dict[str, float]:
+def train_student(experiment: Experiment, material: Material, key: tuple[str, int], add: Add) -> dict[str, float]:
     """Scores of one student, (arm, seed), from its folder if it is finished, after training it there if not.
 
     ``add``: see :func:`train_all`.
     """
     arm, seed = key
-    folder, method = experiment.student_folder(arm, seed), get_method(experiment.method)
-    args = experiment.arguments(arm, seed, disable_tqdm=True)
+    train = partial(train_new_student, experiment, material, arm, seed, add)
+    return finished_or(experiment.student_folder(arm, seed), experiment.described(arm, seed), train)
 
-    def train() -> dict[str, float]:
-        teachers = load_teachers(experiment.teacher, experiment.tasks)
-        torch.manual_seed(seed)
-        student = experiment.student.make(teachers.first, _labels(teachers))
-        trainer = method.trainer(
-            student,
-            args,
-            MultiTaskCollator(teachers.tokenizer),
-            train_rows.labelled() if experiment.needs_labels(arm) else train_rows,
-            validation,
-            teacher=None if method.uses_cached_logits else teachers.by_task,
-            callbacks=[ReportProgress(add)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        scores = _scores(trainer, train_rows.tasks)
-        with new_folder(folder / "model", replace=True) as model:
-            student.save_pretrained(model)
-            teachers.tokenizer.save_pretrained(model)
-        return scores
 
-    shared = ("output", "seeds", "arms")
-    described = {name: value for name, value in asdict(experiment).items() if name not in shared}
-    return finished_or(folder, described | {"arm": dict(experiment.arms[arm]), "seed": seed}, train)
+def train_new_student(experiment: Experiment, material: Material, arm: str, seed: int, add: Add) -> dict[str, float]:
+    """Trains one student, saves it with its tokenizer as ``model`` in its folder, and gives its scores."""
+    method, args = get_method(experiment.method), experiment.arguments(arm, seed, disable_tqdm=True)
+    teachers = load_teachers(experiment.teacher, experiment.tasks)
+    torch.manual_seed(seed)
+    student = experiment.student.make(teachers.first, _labels(teachers))
+    trainer = method.trainer(
+        student,
+        args,
+        MultiTaskCollator(teachers.tokenizer),
+        material.train.labelled() if experiment.needs_labels(arm) else material.train,
+        material.validation,
+        teacher=None if method.uses_cached_logits else teachers.by_task,
+        callbacks=[ReportProgress(add)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    scores = _scores(trainer, material.train.tasks)
+    with new_folder(experiment.student_folder(arm, seed) / "model", replace=True) as model:
+        student.save_pretrained(model)
+        teachers.tokenizer.save_pretrained(model)
+    return scores
 
 
 def _scores(trainer: MultiTaskTrainer, tasks: Mapping[str, Task]) -> dict[str, float]:

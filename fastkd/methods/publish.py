@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,24 +15,17 @@ from fastkd.training.output import new_folder
 from fastkd.training.report import ModelResult, count_parameters, measure_latency, usage, write_report
 
 if TYPE_CHECKING:
-    from fastkd.methods.experiment import Experiment, Scores
+    from fastkd.methods.experiment import Experiment, Material, Scores
     from fastkd.methods.teachers import Teachers
 
 LATENCY_ROWS = 20
 
 
-def report(
-    experiment: Experiment,
-    teachers: Teachers,
-    teacher_scores: dict[str, float],
-    scores: Scores,
-    validation: dict[str, MultiTaskDataset],
-) -> str:
+def report(experiment: Experiment, teachers: Teachers, scores: Scores, material: Material) -> str:
     """Writes table and picture into the experiment's folder and gives the table."""
-    collate = MultiTaskCollator(teachers.tokenizer)
-    single = [collate([rows[i]]) for rows in validation.values() for i in _evenly(len(rows))]
+    single = single_rows(material.validation, MultiTaskCollator(teachers.tokenizer))
     known = [batch for batch in single if batch["task"] in teachers.first.heads]
-    results = [_result(teachers.title, [teacher_scores], teachers.first.cpu(), known)]
+    results = [_result(teachers.title, [material.teacher_scores], teachers.first.cpu(), known)]
     for arm, by_seed in scores.items():
         folder = experiment.student_folder(arm, experiment.seeds[0])
         student = AutoModelForSequenceClassification.from_pretrained(folder / "model")
@@ -40,6 +34,11 @@ def report(
     method = get_method(experiment.method).title
     title = f"{method} into the {experiment.student.title}, {count} seed{'s' if count > 1 else ''}"
     return write_report(Path(experiment.output), results, experiment.tasks, title)
+
+
+def single_rows(validation: Mapping[str, MultiTaskDataset], collate: MultiTaskCollator) -> list[dict[str, Any]]:
+    """Batches of one row to measure latency with, from all lengths of every validation set."""
+    return [collate([rows[i]]) for rows in validation.values() for i in _evenly(len(rows))]
 
 
 def publish(experiment: Experiment, scores: Scores, table: str) -> None:
@@ -56,7 +55,7 @@ def _evenly(count: int) -> range:
 
 
 def _result(
-    name: str, scores: list[dict[str, float]], model: PreTrainedModel, batches: list[dict[str, Any]]
+    name: str, scores: Sequence[Mapping[str, float]], model: PreTrainedModel, batches: list[dict[str, Any]]
 ) -> ModelResult:
     return ModelResult(name, scores, *count_parameters(model), measure_latency(model, batches))
 

@@ -124,7 +124,9 @@ def finetune(
     rows = load_encoded([task], tokenizer, max_length, data_dir, seed=seed, **subset)
     _refuse_other_labels(student, task, model.config.tasks[task]["labels"], rows[0].tasks[task].label_names)
     options = {"seed": seed, "bf16": has_fast_bf16(), "use_cpu": not torch.accelerator.is_available()}
-    train = partial(_train, student, task, MultiTaskCollator(tokenizer), *rows, {**DEFAULTS, **options, **arguments})
+    train = partial(
+        train_candidate, student, task, MultiTaskCollator(tokenizer), *rows, {**DEFAULTS, **options, **arguments}
+    )
     done = train_all(train, list(learning_rates), jobs=1, description=f"fine-tuning on {task}")
     best = max(done.values(), key=lambda candidate: candidate.score)
     model.load_state_dict(best.weights)
@@ -159,7 +161,7 @@ def _refuse_other_labels(folder: str | Path, task: str, theirs: Sequence[str], n
         raise ValueError(f"labels of {task} are {list(names)}, but those of the student in {folder} are {list(theirs)}")
 
 
-def _train(
+def train_candidate(
     student: str | Path,
     task: str,
     collate: MultiTaskCollator,
@@ -169,11 +171,20 @@ def _train(
     learning_rate: float,
     add: Add,
 ) -> Candidate:
+    """Fine-tunes a saved student once and saves nothing.
+
+    Args:
+        student, task: see :func:`finetune`.
+        rows, validation: encoded, of that task alone.
+        arguments: of ``transformers.TrainingArguments``, over ``DEFAULTS``.
+        add: see :func:`train_all`.
+    """
     keep = KeepBest(learning_rate)
+    precision = {"bf16": has_fast_bf16(), "use_cpu": not torch.accelerator.is_available()}
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(
             scratch,
-            **{**arguments, "learning_rate": learning_rate},
+            **{**DEFAULTS, **precision, **arguments, "learning_rate": learning_rate},
             eval_strategy="epoch",
             save_strategy="no",
             disable_tqdm=True,

@@ -92,6 +92,11 @@ def markdown_table(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
         speed_up = f"{results[0].latency / result.latency:.1f}x"
         size = f"{result.parameters / 1e6:.1f} M ({result.inner_parameters / 1e6:.1f} M)"
         body.append([result.name, *scores, size, f"{1e3 * result.latency:.2f} ms", speed_up])
+    return aligned(header, body)
+
+
+def aligned(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A markdown table that is one in plain text too; all columns but the first are numbers."""
     widths = [max(3, *(len(row[i]) for row in (header, *body))) for i in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(_markdown_row(row, widths) for row in (header, rule, *body))

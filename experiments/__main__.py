@@ -1,0 +1,46 @@
+"""``python -m experiments``: train what a table of a paper needs, and report it with verdicts on the paper's claims."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from experiments import mixkd, mkd
+from experiments.options import add_options
+
+EXPERIMENTS = {"mkd": mkd, "mixkd": mixkd}
+EPILOG = """example:
+  python -m experiments mkd --model sentence-transformers/all-MiniLM-L6-v2 --output runs/experiments/mkd
+
+docs/experiments.md tells what is trained, how learning rates are chosen and what the files hold."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one experiment; an error of its input ends it with one line on stderr and status 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="experiment", required=True)
+    for name, module in EXPERIMENTS.items():
+        command = commands.add_parser(name, help=module.__doc__)
+        add_options(command, module.ROWS, module.EPOCHS)
+        module.add_options(command)
+    args = parser.parse_args(arguments)
+    try:
+        table = EXPERIMENTS[args.experiment].run(args)
+    except (ValueError, OSError) as error:
+        print(f"experiments {args.experiment}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"experiments {args.experiment}: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    if args.keep:
+        table.keep()
+    print(f"{(table.folder / 'table.md').read_text()}\n{(table.folder / 'verdicts.md').read_text()}")
+    print(f"table, picture, scores and verdicts are in {table.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The experiment of MKD: a student shared by several tasks against one per task, and against none distilled."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.claims import beats
+from experiments.options import check_names, several
+from experiments.students import Group, learning_rates
+from experiments.table import Table
+from experiments.teachers import TEACHER, make_teacher, write_scores
+from fastkd.cli.arguments import positive
+from fastkd.data.encode import MultiTaskDataset
+from fastkd.data.glue import check_task
+from fastkd.methods.experiment import Experiment, Material, prepare
+from fastkd.methods.registry import METHODS
+from fastkd.methods.students import BiLSTMStudent, Student, TransformerStudent
+from fastkd.methods.teachers import load_teachers
+
+NONE, SINGLE, MULTI, AUGMENTED = "no distillation", "single-task", "multi-task", "augmented"
+FINETUNED = {MULTI: "multi-task fine-tuned", AUGMENTED: "augmented fine-tuned"}
+ROWS = (NONE, SINGLE, MULTI, FINETUNED[MULTI], AUGMENTED, FINETUNED[AUGMENTED])
+TASKS = ("sst2", "mrpc", "stsb", "rte", "qnli")
+STUDENTS: Mapping[str, Student] = {"bilstm": BiLSTMStudent("small"), "transformer": TransformerStudent(layers=3)}
+LEARNING_RATES = {"bilstm": (5e-4, 1e-3, 2e-3), "transformer": (5e-5, 1e-4, 2e-4)}
+EPOCHS, TEACHER_EPOCHS = 10.0, 3
+TRAINING = {"per_device_eval_batch_size": 64, "warmup_steps": 0.06, "weight_decay": 0.0}
+CLAIMS = (
+    beats(MULTI, SINGLE, "a shared student learns better from multi-task than from single-task distillation"),
+    beats(MULTI, NONE, "a student learns better from distillation than from the labels"),
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--student", choices=tuple(STUDENTS), default="bilstm", help="a table for each (default bilstm)")
+    add("--tasks", type=several(str), default=[*TASKS], help=f"the columns (default {','.join(TASKS)})")
+    add("--augment", type=positive(int), default=4, help="variants to try per row in the augmented rows (default 4)")
+
+
+def run(args: argparse.Namespace) -> Table:
+    """Trains the teacher and the students, and gives the table that is then written."""
+    check_names("--rows", args.rows, ROWS)
+    for task in args.tasks:
+        check_task(task, args.data_dir)
+    table = Table(
+        name=f"mkd-{args.student}",
+        title=f"MKD into the {STUDENTS[args.student].title}",
+        folder=Path(args.output) / args.student,
+        rows=(TEACHER, *ROWS),
+        columns=args.tasks,
+        claims=CLAIMS,
+    )
+    rows = {"data_dir": args.data_dir, "max_train_rows": args.max_train_rows}
+    options = {"num_train_epochs": TEACHER_EPOCHS, "sampling_tau": 0.5, **rows}
+    teacher = make_teacher(args.model, args.tasks, Path(args.output) / TEACHER, **options)
+    rates = args.learning_rates or LEARNING_RATES[args.student]
+    shared = Experiment(
+        teacher=teacher.folder,
+        tasks=tuple(args.tasks),
+        output=str(Path(args.output) / "rows"),
+        student=STUDENTS[args.student],
+        arms=learning_rates(rates),
+        seeds=tuple(args.seeds),
+        training={"num_train_epochs": args.epochs, **TRAINING},
+        **rows,
+    )
+    material = prepare(shared, load_teachers(teacher.folder, args.tasks))
+    write_scores(teacher, material, {task: task for task in args.tasks}, table.group_folder(TEACHER))
+    table.fill(groups(table, shared, material, args), args.jobs)
+    return table
+
+
+def groups(table: Table, shared: Experiment, material: Material, args: argparse.Namespace) -> list[Group]:
+    """Of the chosen rows; a row of fine-tuned students brings the one that they come from."""
+
+    chosen = args.rows
+
+    def group(row: str, experiment: Experiment, material: Material, *name: str) -> Group:
+        own = replace(experiment, output=str(table.group_folder(row, *name)))
+        columns = {task: task for task in experiment.tasks}
+        finetuned = FINETUNED[row] if FINETUNED.get(row) in chosen else None
+        return Group(row, own, material, columns, keeps_weights=row in FINETUNED, finetuned=finetuned)
+
+    found = []
+    if NONE in chosen:
+        rates = [arm["learning_rate"] for arm in shared.arms.values()]
+        arms = learning_rates(rates, METHODS["mkd"].without_kd)
+        found.append(group(NONE, replace(shared, arms=arms), material))
+    if SINGLE in chosen:
+        alone = {task: replace(shared, tasks=(task,)) for task in shared.tasks}
+        found += [group(SINGLE, alone[task], only(material, task), task) for task in alone]
+    if {MULTI, FINETUNED[MULTI]} & {*chosen}:
+        found.append(group(MULTI, shared, material))
+    if {AUGMENTED, FINETUNED[AUGMENTED]} & {*chosen}:
+        augmented = replace(shared, augment=args.augment, output=str(Path(args.output) / "augmented-rows"))
+        more = prepare(augmented, load_teachers(shared.teacher, shared.tasks))
+        found.append(group(AUGMENTED, augmented, more))
+    return found
+
+
+def only(material: Material, task: str) -> Material:
+    """What belongs to one task."""
+    validation = {name: rows for name, rows in material.validation.items() if task in rows.datasets}
+    train = MultiTaskDataset({task: material.train.datasets[task]})
+    return Material(train, validation, {task: material.teacher_scores[task]})

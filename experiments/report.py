@@ -1,0 +1,71 @@
+"""Table, picture and verdicts, from the scores alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import scores as csv_file
+from experiments.claims import Claim, verdicts
+from experiments.scores import Score
+from fastkd.training.report import AVERAGE, ModelResult, aligned, draw
+from fastkd.training.runs import write_text
+
+FILES = {"scores.csv": ".csv", "table.md": ".md", "scores.png": ".png", "verdicts.md": "-verdicts.md"}
+"""What a report is made of, and how the kept copies end."""
+HOW_TO_READ = """Differences are in points of 100, between models of one column and one seed. A claim holds here where
+their mean is more than two standard errors above 0, and does not hold here where it is as far below."""
+
+
+def write_report(
+    folder: Path,
+    scores: Sequence[Score],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    claims: Sequence[Claim],
+) -> str:
+    """Writes the files of ``FILES`` and gives the table. The picture has the rows with all columns."""
+    results = [(row, [score for score in scores if score.row == row]) for row in rows]
+    results = [(row, lines) for row, lines in results if lines]
+    table = markdown_table(results, columns)
+    csv_file.write(folder / "scores.csv", scores)
+    write_text(folder / "table.md", f"{table}\n")
+    write_text(folder / "verdicts.md", f"{verdicts(claims, scores)}\n\n{HOW_TO_READ}\n")
+    complete = [model for row, lines in results if (model := model_result(row, lines, columns)).scores]
+    if complete:
+        draw(folder / "scores.png", complete, columns, title)
+    return table
+
+
+def model_result(row: str, lines: Sequence[Score], columns: Sequence[str]) -> ModelResult:
+    """The row as the package's own pictures show it, of the seeds that have every column."""
+    by_seed: dict[int, dict[str, float]] = {}
+    for line in lines:
+        by_seed.setdefault(line.seed, {})[line.column] = line.score
+    full = [scores for scores in by_seed.values() if len(scores) == len(columns)]
+    latency = statistics.median(line.latency_ms for line in lines) / 1e3
+    return ModelResult(row, full, lines[0].parameters, lines[0].inner_parameters, latency)
+
+
+def markdown_table(results: Sequence[tuple[str, Sequence[Score]]], columns: Sequence[str]) -> str:
+    """Mean ± standard deviation over seeds, the size, and the mean time of training one student."""
+    body = []
+    for row, lines in results:
+        model = model_result(row, lines, columns)
+        cells = [_mean_and_spread([line.score for line in lines if line.column == column]) for column in columns]
+        average = [statistics.fmean(scores.values()) for scores in model.scores]
+        size = f"{model.parameters / 1e6:.1f} M ({model.inner_parameters / 1e6:.1f} M)"
+        minutes = statistics.fmean(line.seconds for line in lines) / 60
+        body.append(
+            [row, *cells, _mean_and_spread(average), size, f"{1e3 * model.latency:.2f} ms", f"{minutes:.1f} min"]
+        )
+    return aligned(["", *columns, AVERAGE, "parameters (inner)", "latency", "training"], body)
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    mean = statistics.fmean(values)
+    return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"

@@ -1,0 +1,241 @@
+"""The papers' experiments on tiny models: tables, resumption, tuning and verdicts."""
+
+import csv
+import json
+import pickle
+from dataclasses import fields
+
+import pytest
+import torch
+from tiny import bert_config, tokenizer, write_glue
+from transformers import BertModel
+
+from experiments import mixkd, students, table
+from experiments.__main__ import main
+from experiments.claims import beats, gains_most_with_little_data, verdict, verdicts
+from experiments.scores import Score, read, write
+from experiments.students import TUNING_SEED, tuned
+from fastkd.training import finetune, parallel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiments")
+    write_glue(folder / "glue", rows=16)
+    torch.manual_seed(0)
+    config = bert_config(initializer_range=0.5)
+    config.num_hidden_layers = 3
+    BertModel(config).save_pretrained(folder / "encoder")
+    tokenizer().save_pretrained(folder / "encoder")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Names every student that is trained, and every fine-tuning, by what decides about it."""
+    names = []
+    train_new_student, train_candidate = students.train_new_student, finetune.train_candidate
+
+    def student(experiment, material, arm, seed, add):
+        names.append((experiment.output.rpartition("/")[2], arm, seed))
+        return train_new_student(experiment, material, arm, seed, add)
+
+    def candidate(model, task, collate, rows, validation, arguments, rate, add):
+        names.append((f"fine-tuned-{task}", rate, arguments["seed"]))
+        return train_candidate(model, task, collate, rows, validation, arguments, rate, add)
+
+    def train_all(train, groups, *others):
+        return parallel.train_all(train, pickle.loads(pickle.dumps(groups)), *others)
+
+    monkeypatch.setattr(table, "train_all", train_all)
+    monkeypatch.setattr(students, "train_new_student", student)
+    monkeypatch.setattr(finetune, "train_candidate", candidate)
+    monkeypatch.setattr(finetune, "LEARNING_RATES", (1e-4,))
+    return names
+
+
+def run(name, folder, output, *options):
+    places = ["--model", str(folder / "encoder"), "--data-dir", str(folder / "glue"), "--output", str(output)]
+    return main([name, *places, "--epochs", "1", "--jobs", "1", *options])
+
+
+def test_mkd(folder, tmp_path, trained, monkeypatch, capsys):
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+    options = ["--student", "transformer", "--tasks", "sst2,stsb", "--learning-rates", "1e-9,1e-2"]
+    rows = ["--rows", "single-task,multi-task fine-tuned", "--seeds", "1"]
+    assert run("mkd", folder, tmp_path / "runs", *options, *rows, "--keep") == 0
+    out = capsys.readouterr().out
+    groups = ("single-task-sst2", "single-task-stsb", "multi-task")
+    assert [name for name in trained if name[0] in groups and name[2] == TUNING_SEED] == [
+        (group, arm, TUNING_SEED) for group in groups for arm in ("lr 1e-09", "lr 0.01")
+    ]
+    assert len(trained) == 3 * (2 + 1) + 2
+    scores = read(tmp_path / "runs" / "transformer" / "scores.csv")
+    names = ["teacher", "single-task", "multi-task", "multi-task fine-tuned"]
+    assert list(dict.fromkeys(score.row for score in scores)) == names
+    assert [(s.column, s.seed) for s in scores] == [(t, 0) for t in ("sst2", "stsb")] + 3 * [("sst2", 1), ("stsb", 1)]
+    assert {s.learning_rate for s in scores if s.row == "multi-task fine-tuned"} == {1e-4}
+    assert {s.learning_rate for s in scores if s.row == "single-task"} <= {1e-9, 1e-2}
+    assert all(-100 <= s.score <= 100 and s.seconds > 0 and s.latency_ms > 0 and s.machine for s in scores)
+    for line in (tmp_path / "runs" / "transformer" / "table.md").read_text(), out:
+        assert "| multi-task fine-tuned " in line
+    assert "a shared student learns better from multi-task than from single-task distillation" in out
+    kept = sorted(path.name for path in (tmp_path / "results").iterdir())
+    assert kept == ["mkd-transformer-verdicts.md", "mkd-transformer.csv", "mkd-transformer.md", "mkd-transformer.png"]
+
+    trained.clear()
+    assert run("mkd", folder, tmp_path / "runs", *options, *rows) == 0
+    assert trained == []
+    assert read(tmp_path / "runs" / "transformer" / "scores.csv") == scores
+    assert run("mkd", folder, tmp_path / "runs", *options, "--rows", "single-task", "--seeds", "1,3") == 0
+    assert {(name, seed) for name, _, seed in trained} == {("single-task-sst2", 3), ("single-task-stsb", 3)}
+    assert list(dict.fromkeys(score.row for score in read(tmp_path / "runs" / "transformer" / "scores.csv"))) == names
+
+
+def test_mkd_on_augmented_rows(folder, tmp_path, trained):
+    options = ["--tasks", "sst2", "--learning-rates", "1e-3", "--seeds", "1", "--augment", "3"]
+    assert run("mkd", folder, tmp_path, *options, "--rows", "augmented") == 0
+    assert run("mkd", folder, tmp_path, *options, "--rows", "augmented fine-tuned") == 0
+    assert trained == [("augmented", "lr 0.001", 1), ("fine-tuned-sst2", 1e-4, 1)]
+    record = json.loads((tmp_path / "bilstm/groups/augmented/lr-0.001/seed-1/result.json").read_text())
+    assert record["configuration"]["augment"] == 3
+    assert run("mkd", folder, tmp_path, *options, "--rows", "augmented") == 0
+    rows = [score.row for score in read(tmp_path / "bilstm" / "scores.csv")]
+    assert rows == ["teacher", "augmented", "augmented fine-tuned"]
+
+
+def test_mixkd(folder, tmp_path, trained, capsys):
+    options = ["--cells", "sst2:25%,sst2:100%", "--learning-rates", "1e-3", "--seeds", "1,2", "--least-steps", "2"]
+    assert run("mixkd", folder, tmp_path, *options, "--rows", "KD,SM+TMKD") == 0
+    out = capsys.readouterr().out
+    groups = [f"sst2-{part}-{row}" for part in (25, 100) for row in ("KD", "SM+TMKD")]
+    assert trained == [(group, "lr 0.001", seed) for group in groups for seed in (1, 2)]
+    scores = read(tmp_path / "scores.csv")
+    assert {s.column for s in scores if s.row == "teacher"} == {"sst2:25%", "sst2:100%"}
+    record = json.loads((tmp_path / "groups/sst2-25-SM+TMKD/lr-0.001/seed-1/result.json").read_text())["configuration"]
+    arm = {"alpha_sm": 1.0, "alpha_tmkd": 1.0, "alpha_kd": 0.0, "learning_rate": 1e-3}
+    assert (record["train_fraction"], record["training"]["num_train_epochs"], record["arm"]) == (0.25, 16, arm)
+    assert "MixKD gains most over KD with little data" in out
+    assert (tmp_path / "scores.png").stat().st_size > 0
+    trained.clear()
+    assert run("mixkd", folder, tmp_path, *options, "--rows", "KD,SM+TMKD") == 0
+    assert trained == []
+
+
+def test_what_is_finished_is_reported_when_a_run_stops(folder, tmp_path, trained, monkeypatch):
+    options = ["--tasks", "sst2", "--learning-rates", "1e-3", "--seeds", "1", "--rows", "no distillation,multi-task"]
+    train = students.train_new_student
+
+    def stop(experiment, material, arm, seed, add):
+        if experiment.output.endswith("multi-task"):
+            raise KeyboardInterrupt
+        return train(experiment, material, arm, seed, add)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(students, "train_new_student", stop)
+        assert run("mkd", folder, tmp_path, *options) == 130
+    assert [score.row for score in read(tmp_path / "bilstm" / "scores.csv")] == ["teacher", "no distillation"]
+    trained.clear()
+    assert run("mkd", folder, tmp_path, *options) == 0
+    assert trained == [("multi-task", "lr 0.001", 1)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["mkd", "--rows", "multitask"], "--rows has 'multitask'; there are no distillation, single-task"),
+        (["mkd", "--tasks", "sst3"], "unknown task 'sst3'"),
+        (["mixkd", "--rows", "PKD"], "--rows has 'PKD'; there are fine-tuned, KD, SM, TMKD, SM+TMKD"),
+        (["mixkd", "--cells", "sst2"], "--cells has 'sst2'"),
+        (["mixkd", "--cells", "sst2:0%"], "--cells has 'sst2:0%'"),
+        (["mixkd", "--cells", "sst2:101%"], "--cells has 'sst2:101%'"),
+        (["mixkd", "--cells", "sst3:10%"], "unknown task 'sst3'"),
+    ],
+)
+def test_unknown_names_are_refused_before_work(folder, tmp_path, options, message, capsys):
+    name, *more = options
+    assert run(name, folder, tmp_path / "run", *more) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_tuning_seed_is_not_reported(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("mkd", folder, tmp_path, "--seeds", "0,1")
+    assert "'0' must be a whole number above 0" in capsys.readouterr().err
+
+
+def test_the_choice_follows_the_tuning_seed_alone():
+    scores = {("low", TUNING_SEED): 60, ("high", TUNING_SEED): 70, ("low", 1): 90, ("high", 1): 50}
+    asked = []
+
+    def train(choice, seed):
+        asked.append((choice, seed))
+        return {"scores": {"a": scores[choice, seed], "b": 0}}
+
+    best, found = tuned(train, ["low", "high"], [1])
+    assert (best, list(found)) == ("high", [1])
+    assert ("low", 1) not in asked
+    asked.clear()
+    assert tuned(train, ["low"], [1])[0] == "low"
+    assert asked == [("low", 1)]
+
+
+def score(row, column, seed, value):
+    rest = {field.name: {"float": 1.0, "int": 1}.get(field.type, "x") for field in fields(Score)}
+    return Score(**{**rest, "row": row, "column": column, "seed": seed, "score": value})
+
+
+def scores_of(row, values):
+    return [score(row, column, seed, value) for (column, seed), value in values.items()]
+
+
+@pytest.mark.parametrize(
+    ("differences", "words", "mean", "error"),
+    [
+        ([1.0, 3.0], "within noise", 2.0, 1.0),  # exactly two standard errors are not more than two
+        ([1.1, 3.0], "holds here", 2.05, 0.95),
+        ([-1.1, -3.0], "does not hold here", -2.05, 0.95),
+        ([1.0, -1.0, 0.5], "within noise", 0.1667, 0.6009),
+        ([0.0, 0.0], "within noise", 0.0, 0.0),
+        ([5.0], "not enough measured", 5.0, None),
+        ([], "not enough measured", None, None),
+    ],
+)
+def test_verdicts(differences, words, mean, error):
+    found = verdict(differences)
+    assert found.words == words
+    assert found.mean == (None if mean is None else pytest.approx(mean, abs=1e-4))
+    assert found.error == (None if error is None else pytest.approx(error, abs=1e-4))
+
+
+def test_a_claim_compares_models_of_one_column_and_seed():
+    good = scores_of("good", {("a", 1): 70, ("b", 1): 50, ("a", 2): 72, ("b", 2): 0, ("c", 1): 99})
+    bad = scores_of("bad", {("a", 1): 69, ("b", 1): 47, ("a", 2): 71, ("a", 3): 10})
+    assert sorted(beats("good", "bad", "").differences([*good, *bad])) == [1, 1, 3]
+    table = verdicts([beats("good", "bad", "good is better")], [*bad, *good]).splitlines()
+    assert [cell.strip() for cell in table[2].split("|")[1:-1]] == ["good is better", "holds here", "1.67", "0.67", "3"]
+
+
+def test_little_data_is_the_smallest_part_against_the_largest():
+    claim = gains_most_with_little_data("SM+TMKD", "KD", "", mixkd.Cell.parse)
+    kd = scores_of("KD", {(c, s): 50 for c in ("rte:1%", "rte:10%", "rte:100%", "sst2:1%") for s in (1, 2)})
+    gained = {"rte:1%": 6, "rte:10%": 100, "rte:100%": 2, "sst2:1%": 30}
+    mix = [score("SM+TMKD", s.column, s.seed, s.score + gained[s.column] + s.seed * (s.column == "rte:1%")) for s in kd]
+    assert sorted(claim.differences([*mix, *kd])) == [5, 6]
+
+
+def test_scores_survive_their_file(tmp_path):
+    lines = [score("a, b", "sst2:1%", 1, 100 / 3), score("c", "rte", 2, 0.0)]
+    write(tmp_path / "scores.csv", lines)
+    assert read(tmp_path / "scores.csv") == lines
+    with open(tmp_path / "scores.csv", newline="") as file:
+        assert next(csv.reader(file)) == [field.name for field in fields(Score)]
