@@ -207,7 +207,8 @@ def test_the_pages_say_what_the_results_say():
 
 
 def test_the_machine_measured_last_is_told_from_the_others():
-    dated = {name: {"kl_div": [{"date": date}]} for name, date in {"a": "2026-01", "b": "2026-03", "c": "2026-02"}.items()}
+    dates = {"a": "2026-01", "b": "2026-03", "c": "2026-02"}
+    dated = {name: {"kl_div": [{"date": date}]} for name, date in dates.items()}
     assert list(summary.by_age(dated, older=False)) == ["b"]
     assert list(summary.by_age(dated, older=True)) == ["a", "c"]
 

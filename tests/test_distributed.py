@@ -123,7 +123,7 @@ def gradients(shard):
         fully_shard(model, mesh=mesh)
     with mixer(MIX):
         output = model(**mixer.inputs(EXAMPLES, MIX))
-    output.last_hidden_state.square().mean().backward()
+    output.last_hidden_state[..., :4].sum().backward()  # of all it would be constant: they are normalised
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {name: grad.full_tensor() if shard else grad for name, grad in grads.items()}
 
@@ -132,7 +132,7 @@ dist.init_process_group("gloo")
 alone, sharded = gradients(False), gradients(True)
 assert alone.keys() == sharded.keys()
 for name, grad in alone.items():
-    torch.testing.assert_close(sharded[name], grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(sharded[name], grad, rtol=1e-4, atol=1e-5)
 assert alone["embeddings.word_embeddings.weight"].abs().max() > 1e-3
 dist.destroy_process_group()
 """
