@@ -6,7 +6,6 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from tiny import WORDS, save_encoder
 from transformers import AutoModelForSequenceClassification
@@ -16,14 +15,6 @@ from fastkd.methods import registry
 from fastkd.training.teacher import load_teacher
 
 TASKS = {"reviews": {"labels": ["bad", "good"]}, "alike": {"labels": []}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -36,14 +36,6 @@ def distil(folder, output, *options):
     return main([*command, *settings, *options])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def finished(folder):
     """The output of a run with two seeds, trained in two processes."""

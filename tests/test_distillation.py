@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_mkd import COLLATE, trainer_for
+from test_mkd import COLLATE, TASKS, trainer_for
 from tiny import bert_config, tokenizer, write_glue
 from transformers import (
     AutoModelForSequenceClassification,
@@ -21,12 +21,10 @@ from transformers import (
 )
 
 from fastkd.data.encode import MultiTaskDataset, load_encoded
-from fastkd.data.glue import GLUE
 from fastkd.training.checkpoints import last_checkpoint
 from fastkd.training.loss_parts import LossParts, Place, means
 from fastkd.training.teacher import MultiTaskEncoder, MultiTaskEncoderConfig
 
-TASKS = {task: {"labels": list(GLUE[task].label_names)} for task in ("sst2", "stsb")}
 TESTS = Path(__file__).parent
 
 
@@ -104,7 +102,7 @@ def test_a_checkpoint_cut_short_is_not_the_last_one(data, teacher, tmp_path):
 RUN = """
 import sys
 import torch
-from test_mixkd import TASKS, bilstm, encoder, trainer_for
+from test_mixkd import TASKS, encoder, make_student, trainer_for
 from tiny import tokenizer
 from fastkd.data.encode import load_encoded
 torch.set_num_threads(1)
@@ -112,7 +110,7 @@ torch.use_deterministic_algorithms(True)
 folder, glue = sys.argv[1:]
 train, _ = load_encoded(list(TASKS), tokenizer(), 16, glue)
 trainer = trainer_for(
-    folder, train, encoder(0).eval(), student=bilstm(0.2), num_train_epochs=8,
+    folder, train, encoder(0).eval(), student=make_student(0.2), num_train_epochs=8,
     save_strategy="steps", save_steps=2, save_total_limit=2,
 )
 trainer.train(resume_from_checkpoint=True)

@@ -42,14 +42,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def experiment(folder, tmp_path):
     """One Transformer student of each row."""

@@ -4,29 +4,18 @@ import copy
 
 import pytest
 import torch
+from test_mkd import COLLATE, TASKS, make_student
 from tiny import bert_config, tokenizer, write_glue
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
-from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, load_encoded
+from fastkd.data.encode import MultiTaskDataset, load_encoded
 from fastkd.data.glue import GLUE
 from fastkd.methods.mixkd import MixKDConfig, MixKDObjective, MixKDTrainer
 from fastkd.mixup import Mix
 from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig
 from fastkd.training.signals import TeacherSignal, add_teacher_logits
 from fastkd.training.teacher import MultiTaskEncoder, MultiTaskEncoderConfig
-
-TASKS = {task: {"labels": list(GLUE[task].label_names)} for task in ("sst2", "stsb")}
-COLLATE = MultiTaskCollator(tokenizer())
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small run faster on one thread, many times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +32,6 @@ def encoder(seed):
 @pytest.fixture(scope="module")
 def teacher():
     return encoder(0).eval()
-
-
-def bilstm(dropout=0.0):
-    torch.manual_seed(1)
-    sizes = {"vocab_size": 16, "embedding_size": 8, "projection_size": 8, "hidden_size_per_direction": 8}
-    return BiAttentiveLSTM(BiAttentiveLSTMConfig(**sizes, head_size=8, dropout=dropout, tasks=TASKS))
 
 
 def trainer_for(folder, train, teacher=None, *, student=None, evaluation=None, callbacks=None, **arguments):
@@ -155,7 +138,7 @@ def test_a_step_is_the_method_written_plainly(data, teacher, tmp_path):
 def test_the_student_learns_what_the_teacher_says_of_mixtures(data, teacher, tmp_path):
     before = copy.deepcopy(teacher.state_dict())
     trainer = trainer_for(
-        tmp_path, data[0], teacher, student=bilstm(), num_train_epochs=40, learning_rate=1e-2, logging_steps=6,
+        tmp_path, data[0], teacher, student=make_student(), num_train_epochs=40, learning_rate=1e-2, logging_steps=6,
         alpha_mle=0.0, alpha_sm=0.0,
     )  # fmt: skip
     trainer.train()
@@ -185,10 +168,10 @@ def test_resume_is_bitwise_exact(data, teacher, tmp_path, options):
         def on_step_end(self, args, state, control, **kwargs):
             control.should_save = control.should_training_stop = state.global_step == 4
 
-    whole = trained(tmp_path / "whole", data[0], teacher, student=bilstm(0.2), **options)
+    whole = trained(tmp_path / "whole", data[0], teacher, student=make_student(0.2), **options)
     folder = tmp_path / "parts"
-    trainer_for(folder, data[0], teacher, student=bilstm(0.2), callbacks=[Stop()], **options).train()
-    resumed = trainer_for(folder, data[0], teacher, student=bilstm(0.2), **options)
+    trainer_for(folder, data[0], teacher, student=make_student(0.2), callbacks=[Stop()], **options).train()
+    resumed = trainer_for(folder, data[0], teacher, student=make_student(0.2), **options)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 12
     for name, parameter in resumed.model.named_parameters():
@@ -203,7 +186,7 @@ def test_accumulation_does_not_change_the_student(data, teacher, tmp_path, monke
     rows = MultiTaskDataset({"sst2": data[0].datasets["sst2"].select(range(8))})
     sizes = [{"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}]
     options = {"num_train_epochs": 5, "alpha_kd": 0.5, "max_grad_norm": 0.0, "learning_rate": 1e-3}
-    whole, parts = (trained(tmp_path, rows, teacher, student=bilstm(), **options, **size) for size in sizes)
+    whole, parts = (trained(tmp_path, rows, teacher, student=make_student(), **options, **size) for size in sizes)
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5)
 
 
@@ -234,7 +217,7 @@ def test_bad_options_are_refused(data, teacher, tmp_path):
     with pytest.raises(ValueError, match="all 0: nothing would be learned"):
         MixKDObjective(alpha_mle=0.0, alpha_sm=0.0, alpha_tmkd=0.0)
     with pytest.raises(ValueError, match="does not normalise its embeddings"):
-        trainer_for(tmp_path, data[0], teacher, student=bilstm(), mix_stage="post_ln")
+        trainer_for(tmp_path, data[0], teacher, student=make_student(), mix_stage="post_ln")
     other = BiAttentiveLSTM(BiAttentiveLSTMConfig(vocab_size=20, embedding_size=8, head_size=8, tasks=TASKS))
     with pytest.raises(ValueError, match="has 16 word embeddings and the student 20"):
         trainer_for(tmp_path, data[0], teacher, student=other)

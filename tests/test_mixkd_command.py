@@ -18,14 +18,6 @@ from fastkd.training.teacher import MultiTaskEncoder, MultiTaskEncoderConfig
 TASKS = {"sst2": {"labels": list(GLUE["sst2"].label_names)}}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixkd")

@@ -78,15 +78,6 @@ TASKS = {name: {"labels": list(GLUE[name].label_names)} for name in ("sst2", "st
 COLLATE = MultiTaskCollator(tokenizer())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small run faster on one thread, many times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return load_encoded(list(TASKS), tokenizer(), 16, write_glue(tmp_path_factory.mktemp("glue")))
