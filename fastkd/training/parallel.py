@@ -45,7 +45,7 @@ def train_all(
     jobs = min(len(keys), jobs or (1 if torch.cuda.is_available() else cores))
     with tqdm(desc=description, total=len(keys), bar_format=_BAR) as bar:
         if jobs == 1:
-            done = {key: train(key, bar.update) for key in keys}
+            done = {key: train(key, lambda part: bar.update(min(part, bar.total - bar.n))) for key in keys}
         else:
             done = _in_processes(train, keys, jobs, max(1, cores // jobs), bar)
         bar.update(len(keys) - bar.n)
@@ -62,7 +62,7 @@ def _in_processes(
         waiting = set(futures.values())
         while waiting:
             finished, waiting = wait(waiting, timeout=1.0)
-            bar.update(progress.value - bar.n)
+            bar.update(min(progress.value, bar.total) - bar.n)
             for future in finished:
                 _result(future)
     return {key: future.result() for key, future in futures.items()}
