@@ -18,6 +18,7 @@ def _case(device: str, shape: tuple[int, int, int], dtype: torch.dtype, reason: 
 
 
 CASES = [
+    *(_case("cpu", (512, 768, 30522), d, "BERT's vocabulary on its base size") for d in (FP32, BF16)),
     *(_case("cpu", (256, 1024, 128256), d, "Llama 3's vocabulary on a small student") for d in (FP32, BF16)),
     _case("cuda", (8192, 4096, 128256), BF16, "Llama 3 8B's head"),
 ]
