@@ -221,3 +221,12 @@ def test_bad_options_are_refused(data, teacher, tmp_path):
     other = BiAttentiveLSTM(BiAttentiveLSTMConfig(vocab_size=20, embedding_size=8, head_size=8, tasks=TASKS))
     with pytest.raises(ValueError, match="has 16 word embeddings and the student 20"):
         trainer_for(tmp_path, data[0], teacher, student=other)
+
+
+def test_a_missing_score_takes_its_mixtures_out_of_the_mean():
+    mix = Mix(torch.tensor([1, 0, 2]), torch.tensor([0.5, 0.5, 1.0]))
+    mixed = torch.tensor([[1.0], [4.0], [3.0]], requires_grad=True)
+    objective = MixKDObjective(alpha_mle=0.0, alpha_tmkd=0.0)
+    loss, _ = objective(torch.zeros(3, 1), torch.tensor([2.0, torch.nan, 1.0]), mixed_student_logits=mixed, mix=mix)
+    assert loss.item() == pytest.approx((3.0 - 1.0) ** 2 / 3)
+    assert torch.autograd.grad(loss, mixed)[0].flatten().tolist() == pytest.approx([0.0, 0.0, 4 / 3])

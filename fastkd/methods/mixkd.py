@@ -105,7 +105,7 @@ class MixKDObjective:
 
 def _mixed_task_loss(logits: Tensor, labels: Tensor, mix: Mix) -> Tensor:
     if logits.shape[-1] == 1:
-        return nn.functional.mse_loss(logits.squeeze(-1).float(), mixup(labels.float(), *mix))
+        return task_loss(logits, mixup(labels.float(), *mix))  # a missing score makes both its mixtures' scores missing
     return mixup_cross_entropy(logits, labels, *mix, ignore_index=UNLABELLED, reduction="sum") / len(logits)
 
 

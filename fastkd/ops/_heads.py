@@ -79,7 +79,7 @@ class Gradients:
             elif dtype == logits.dtype:
                 self.weight.addmm_(logits.T, weighted)
             else:
-                self.weight.add_(torch.mm(logits.T, weighted))
+                self.weight.add_(torch.mm(logits.T, weighted, out=self.memory))
         if self.need_bias:
             part = torch.mv(logits.T, row_weight[:, 0].to(logits.dtype)).float()
             self.bias = part if self.bias is None else self.bias.add_(part)

@@ -128,15 +128,17 @@ class DistillationTrainer(MultiTaskTrainer):
         super()._save_checkpoint(*args, **kwargs)
 
     def _stop_if_broken(self) -> None:
+        """In all processes together: what one has seen is in every one's weights after the step."""
         found = self._parts.broken()
-        if found is None:
-            return
-        place, parts = found
-        kept = last_checkpoint(cast(str, self.args.output_dir), self.args.world_size)
-        raise FloatingPointError(
-            f"{' and '.join(parts)} of the loss is NaN or infinite in step {place.step + 1} ({self._rows_of(place)}); "
-            f"the last good checkpoint is {kept or 'none'}"
-        )
+        here = None
+        if found is not None:
+            place, parts = found
+            where = f"step {place.step + 1} ({self._rows_of(place)})"
+            here = f"{' and '.join(parts)} of the loss is NaN or infinite in {where}"
+        broken = [message for message in gather_object([here]) if message]
+        if broken:
+            kept = last_checkpoint(cast(str, self.args.output_dir), self.args.world_size)
+            raise FloatingPointError(f"{broken[0]}; the last good checkpoint is {kept or 'none'}")
 
     def _rows_of(self, place: Place) -> str:
         """Which rows a micro-batch of this process held: the sampler gives them again."""
