@@ -1,0 +1,254 @@
+"""Low-rank students: which matrices of a model become two factors, and of which rank, within a budget of parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from fastkd.students.low_rank import LowRankEmbedding, LowRankLinear, dense_weight, factor_class
+from fastkd.students.low_rank_loading import exchange, forget_ranks, remember_ranks
+from fastkd.training.taps import transformer_layers
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+Allocation = Literal["uniform", "spectrum"]
+ALLOCATIONS = ("uniform", "spectrum")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A row of a :class:`Plan`: ``rank`` None keeps the matrix of ``shape`` (out, in) as it is.
+
+    ``energy`` is the part of its squared Frobenius norm that the factors keep.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rank: int | None
+    energy: float
+
+    @property
+    def parameters(self) -> int:
+        """Its weights, without a bias."""
+        return self.shape[0] * self.shape[1] if self.rank is None else self.rank * sum(self.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What :func:`factorize` does, as a table when printed.
+
+    Args:
+        matrices: those that can be factorised, in the model's order.
+        others: names of other modules with a matrix, which stay.
+        before, after: parameters of the model, shared ones counted once.
+    """
+
+    matrices: tuple[Matrix, ...]
+    others: tuple[str, ...]
+    before: int
+    after: int
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        return {matrix.name: matrix.rank for matrix in self.matrices if matrix.rank is not None}
+
+    def __str__(self) -> str:
+        width = max(len(matrix.name) for matrix in self.matrices)
+        lines = [f"{'matrix':<{width}}  {'out × in':>13}  rank  {'parameters':>23}  energy kept"]
+        for matrix in self.matrices:
+            out, into = matrix.shape
+            rank = "full" if matrix.rank is None else f"{matrix.rank}"
+            count = f"{out * into:,} → {matrix.parameters:,}"
+            lines.append(f"{matrix.name:<{width}}  {out:>6} × {into:<4}  {rank:>4}  {count:>23}  {matrix.energy:>9.1%}")
+        lines.append(f"all parameters: {self.before:,} → {self.after:,} ({self.after / self.before:.1%})")
+        if self.others:
+            lines.append(f"not factorised: {', '.join(self.others)}")
+        return "\n".join(lines)
+
+
+def plan_factorization(
+    model: PreTrainedModel,
+    *,
+    parameters: int | None = None,
+    ratio: float | None = None,
+    rank: int | None = None,
+    embedding: bool | None = None,
+    allocation: Allocation = "uniform",
+    weights: Mapping[str, float] | None = None,
+) -> Plan:
+    """The ranks that fit a budget, before anything is changed.
+
+    Candidates are the linear maps of the layers, the pooler's, and the word embedding with the head that shares it. A
+    matrix stays whole where two factors would not be smaller.
+
+    Args:
+        model: an encoder or a decoder of transformers with any head, or a ``MultiTaskEncoder``.
+        parameters: the student's number of parameters at most, all of them counted.
+        ratio: the same as a part of the model's.
+        rank: of every matrix, in place of a budget.
+        embedding: whether the word embedding is a candidate. None: where keeping it whole would leave the linear
+            maps less than half the ranks that they have otherwise, or cannot be afforded; a choice of this project.
+        allocation: ``"uniform"`` gives all matrices one rank; ``"spectrum"`` gives the next rank to the matrix where
+            it keeps most of the matrix's squared norm for a parameter. The paper's is not known to us.
+        weights: by a pattern of names, as ``"*.attention.*"``: the rank, or the gain, of these is multiplied.
+
+    Raises:
+        ValueError: not exactly one of ``parameters``, ``ratio`` and ``rank``; a budget that rank 1 exceeds or that
+            the whole model does not fill; a pattern that fits no matrix.
+    """
+    if sum(option is not None for option in (parameters, ratio, rank)) != 1:
+        raise ValueError("give exactly one of parameters, ratio and rank")
+    if allocation not in ALLOCATIONS:
+        raise ValueError(f"allocation must be one of {', '.join(ALLOCATIONS)}, got {allocation!r}")
+    maps, table = _linear_maps(model), _word_embedding(model)
+    before = sum(parameter.numel() for parameter in model.parameters())
+    _check_weights(weights, [*maps, *table])
+    if rank is not None:
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        candidates = _Candidates({**table, **maps} if embedding else maps, weights, "uniform")
+        return _plan(model, candidates, dict.fromkeys(candidates.modules, rank), before)
+    budget = _budget(parameters, ratio, before)
+    found = []
+    for factors_words in (False, True) if embedding is None else (embedding,):
+        candidates = _Candidates({**table, **maps} if factors_words else maps, weights, allocation)
+        ranks = _fit(candidates, budget, before)
+        if ranks is not None:
+            found.append((candidates, ranks))
+    if not found:
+        least = before - candidates.saved(dict.fromkeys(candidates.modules, 1))
+        raise ValueError(f"a budget of {budget:,} parameters cannot be met: rank 1 everywhere leaves {least:,}")
+    of_maps = [sum(ranks[name] for name in maps) for _, ranks in found]
+    return _plan(model, *found[0 if of_maps[0] >= of_maps[-1] / 2 else -1], before)
+
+
+def factorize(model: Model, plan: Plan) -> Model:
+    """A copy of the model whose matrices are the factors that ``plan_factorization`` planned, by truncated SVD.
+
+    ``save_pretrained`` stores the ranks in the configuration; ``from_pretrained`` of the model's class and of the
+    ``Auto*`` classes loads it, once ``fastkd.students`` has been imported.
+    """
+    student = copy.deepcopy(model)
+    head, words = student.get_output_embeddings(), student.get_input_embeddings()
+    tied = head is not None and head.weight is words.weight
+    for name, rank in plan.ranks.items():
+        dense = student.get_submodule(name)
+        exchange(student, name, factor_class(dense).from_dense(dense, rank))
+    remember_ranks(student, plan.ranks, tied)
+    return student
+
+
+def merge(model: Model) -> Model:
+    """A copy with dense matrices in place of all factors: an ordinary model of its class."""
+    dense = copy.deepcopy(model)
+    for name, module in list(dense.named_modules()):
+        if isinstance(module, LowRankLinear | LowRankEmbedding):
+            exchange(dense, name, module.merged())
+    forget_ranks(dense)
+    return dense
+
+
+class _Candidates:
+    """Matrices with what each further rank of each is worth, falling."""
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], weights: Mapping[str, float] | None, allocation: Allocation
+    ) -> None:
+        self.modules = dict(modules)
+        self.shapes = {name: tuple(dense_weight(module).shape) for name, module in modules.items()}
+        self.gains = {name: _weight_of(name, weights) * self._gain(name, allocation) for name in modules}
+
+    def _gain(self, name: str, allocation: Allocation) -> Tensor:
+        out, into = self.shapes[name]
+        if allocation == "uniform":
+            return 1 / torch.arange(1, min(out, into) + 1, dtype=torch.float64)
+        return energies(dense_weight(self.modules[name])) / (out + into)
+
+    def ranks_above(self, gain: float) -> dict[str, int]:
+        return {name: max(1, int((values >= gain).sum())) for name, values in self.gains.items()}
+
+    def saved(self, ranks: Mapping[str, int]) -> int:
+        shapes = [(self.shapes[name], rank) for name, rank in ranks.items()]
+        return sum(max(0, out * into - rank * (out + into)) for (out, into), rank in shapes)
+
+
+def _fit(candidates: _Candidates, budget: int, before: int) -> dict[str, int] | None:
+    """The largest ranks within the budget, None if there are none: a bisection over the gains, falling."""
+    gains = torch.cat(list(candidates.gains.values())).unique().flip(0).tolist()
+    low, high = 0, len(gains)
+    while low < high:
+        middle = (low + high) // 2
+        if before - candidates.saved(candidates.ranks_above(gains[middle])) <= budget:
+            low = middle + 1
+        else:
+            high = middle
+    return candidates.ranks_above(gains[low - 1]) if low else None
+
+
+def _plan(model: PreTrainedModel, candidates: _Candidates, ranks: Mapping[str, int], before: int) -> Plan:
+    rows = []
+    for name, module in candidates.modules.items():
+        (out, into), rank = candidates.shapes[name], ranks[name]
+        smaller = rank * (out + into) < out * into
+        kept = float(energies(dense_weight(module))[:rank].sum()) if smaller else 1.0
+        rows.append(Matrix(name, (out, into), rank if smaller else None, kept))
+    others = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D | nn.Embedding) and name not in candidates.modules
+    ]
+    return Plan(tuple(rows), tuple(others), before, before - candidates.saved(ranks))
+
+
+def energies(weight: Tensor) -> Tensor:
+    """What part of its squared Frobenius norm each singular value of a matrix holds, float64, falling."""
+    squares: Tensor = torch.linalg.svdvals(weight.detach().float()).double().square()
+    return squares / squares.sum()
+
+
+def _linear_maps(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Those of the layers and of a pooler."""
+    _, layers = transformer_layers(model)
+    inside = set(layers.modules())
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and (module in inside or ".pooler." in f".{name}")
+    }
+
+
+def _word_embedding(model: PreTrainedModel) -> dict[str, nn.Module]:
+    words = model.get_input_embeddings()
+    return {name: module for name, module in model.named_modules() if module is words}
+
+
+def _budget(parameters: int | None, ratio: float | None, before: int) -> int:
+    if ratio is not None and not 0 < ratio < 1:
+        raise ValueError(f"ratio must be above 0 and below 1, got {ratio}")
+    budget = round(ratio * before) if ratio is not None else parameters
+    assert budget is not None
+    if not 0 < budget < before:
+        raise ValueError(f"parameters is {budget:,}; it must be less than the model's {before:,}")
+    return budget
+
+
+def _weight_of(name: str, weights: Mapping[str, float] | None) -> float:
+    for pattern, weight in (weights or {}).items():
+        if fnmatch(name, pattern):
+            return weight
+    return 1.0
+
+
+def _check_weights(weights: Mapping[str, float] | None, names: list[str]) -> None:
+    for pattern, weight in (weights or {}).items():
+        if not 0 < weight < float("inf"):
+            raise ValueError(f"weights[{pattern!r}] must be positive and finite, got {weight}")
+        if not any(fnmatch(name, pattern) for name in names):
+            raise ValueError(f"weights has {pattern!r}, which fits no matrix; there are {', '.join(names)}")

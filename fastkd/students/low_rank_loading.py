@@ -1,0 +1,100 @@
+"""Saving and loading low-rank students: transformers' hook for changed modules puts the factors in before the weights.
+
+The hook is that of quantised models (``HfQuantizer``), the only one that every ``from_pretrained`` calls between making
+a model and reading its weights. Nothing here is quantised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from fastkd.students.low_rank import LowRankEmbedding, LowRankLinear, factor_class
+
+METHOD = "fastkd-low-rank"
+
+
+@register_quantization_config(METHOD)
+class LowRankConfig(QuantizationConfigMixin):
+    """The part ``quantization_config`` of a low-rank student's configuration.
+
+    Args:
+        ranks: of each factorised module, by name.
+        tied: the head is the transposed word embedding.
+    """
+
+    def __init__(self, ranks: Mapping[str, int], tied: bool = False, quant_method: str = METHOD) -> None:
+        self.quant_method = quant_method  # type: ignore[assignment]  # an enumeration of those known to transformers
+        self.ranks = dict(ranks)
+        self.tied = tied
+
+
+@register_quantizer(METHOD)
+class LowRankLoader(HfQuantizer):
+    """Puts factors of the configured ranks in the place of dense modules."""
+
+    quantization_config: LowRankConfig
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        for name, rank in self.quantization_config.ranks.items():
+            dense = model.get_submodule(name)
+            exchange(model, name, factor_class(dense).like(dense, rank))
+        _tie(model, self.quantization_config)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        model.is_quantized = False  # it can be cast, trained and compiled as any other
+        return model
+
+
+def exchange(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts a module into the place of the one of that name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def remember_ranks(model: Any, ranks: Mapping[str, int], tied: bool) -> None:
+    """Makes ``save_pretrained`` store the ranks."""
+    model.config.quantization_config = LowRankConfig(ranks, tied)
+    model.hf_quantizer = LowRankLoader(model.config.quantization_config)
+    _tie(model, model.config.quantization_config)
+
+
+def forget_ranks(model: Any) -> None:
+    """Makes a model without factors an ordinary one."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer.remove_quantization_config(model)
+    vars(model).pop("_tied_weights_keys", None)
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    model.tie_weights()
+
+
+def _tie(model: Any, config: LowRankConfig) -> None:
+    """A head that shares the word embedding shares its factors."""
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not (config.tied and isinstance(words, LowRankEmbedding)):
+        return
+    names = {module: name for name, module in model.named_modules()}
+    shared = LowRankLinear.like(head, words.rank)
+    shared.up, shared.down = words.up, words.down
+    exchange(model, names[head], shared)
+    ties = {f"{names[head]}.{factor}": f"{names[words]}.{factor}" for factor in ("up", "down")}
+    model._tied_weights_keys = ties
+    model.all_tied_weights_keys = dict(ties)

@@ -1,0 +1,184 @@
+"""What a model computes inside, recorded while it is called: hidden states, operands of attention, outputs of maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+_PREFIX = "fastkd_"
+_TAPS = "_fastkd_taps"
+
+
+class Attention(NamedTuple):
+    """What the attention maps of a layer are made of: softmax(``query`` · ``key``ᵀ · ``scale`` + ``bias``).
+
+    ``query`` (B, H, T, d), after rotary embedding and the like; ``key`` and ``value`` (B, H_k, T, d). With ``causal`` a
+    query sees no later key, with ``window`` none that many positions away. Pads are not known here.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    bias: Tensor | None
+    causal: bool
+    window: int | None
+
+
+@dataclass
+class Features:
+    """One call's records.
+
+    Args:
+        hidden: the embeddings that the first layer takes, then what each layer gives, (B, T, h), before a last norm.
+        attention: of each layer.
+        outputs: of the named linear maps, (B, T, out).
+        logits: of the model's answers, (..., classes); not recorded but set by the caller.
+    """
+
+    hidden: list[Tensor] = field(default_factory=list)
+    attention: list[Attention] = field(default_factory=list)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+
+
+class Taps:
+    """Records the features of a model's calls; outside :meth:`record` they are not kept.
+
+    The attention maps themselves are never made: queries and keys are taken where the model hands them to its
+    attention function, which stays what it was (an eager one becomes ``sdpa``). Hooks take the rest. So wrappers,
+    sharding, ``torch.compile`` and non-reentrant checkpointing see an ordinary call::
+
+        taps = Taps(model)
+        with taps.record() as features:
+            model(**batch)
+        features.hidden[-1], features.attention[0].query
+
+    Args:
+        model: an encoder or a decoder of transformers, or a module around one; unwrapped.
+        attention, hidden: whether to record these.
+        maps: names of the modules whose outputs are recorded.
+
+    Raises:
+        ValueError: the model is an encoder and decoder in one, has no stack of layers, or does not call its attention
+            through transformers' interface.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, attention: bool = True, hidden: bool = True, maps: Sequence[str] = ()
+    ) -> None:
+        owner, layers = transformer_layers(model)
+        self._features: Features | None = None
+        self._handles = []
+        self._depth = len(layers)
+        self._tapped = list(layers.modules()) if attention else []
+        if attention:
+            _tap_attention(owner)
+        for module in self._tapped:
+            vars(module)[_TAPS] = self  # where the attention function finds it
+        if hidden:
+            self._handles.append(layers[0].register_forward_pre_hook(self._take_input, with_kwargs=True))
+            self._handles += [layer.register_forward_hook(self._take_state) for layer in layers]
+        self._handles += [model.get_submodule(name).register_forward_hook(self._take_output(name)) for name in maps]
+
+    @contextmanager
+    def record(self) -> Iterator[Features]:
+        """The features of the one call in the block."""
+        self._features = features = Features()
+        try:
+            yield features
+        finally:
+            self._features = None
+        if len(features.attention) not in (0, self._depth):
+            calls = f"{len(features.attention)} attention calls in {self._depth} layers"
+            raise ValueError(f"the model cannot be tapped: {calls}, where there must be one in each")
+
+    def close(self) -> None:
+        """Takes the hooks off the model; its attention function stays the equal one that can be tapped."""
+        for handle in self._handles:
+            handle.remove()
+        for module in self._tapped:
+            vars(module).pop(_TAPS, None)
+
+    def _take_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._features is not None:
+            self._features.hidden.append(args[0] if args else kwargs["hidden_states"])
+
+    def _take_state(self, layer: nn.Module, args: Any, output: Any) -> None:
+        if self._features is not None:
+            self._features.hidden.append(output[0] if isinstance(output, tuple) else output)
+
+    def _take_output(self, name: str) -> Any:
+        def take(module: nn.Module, args: Any, output: Tensor) -> None:
+            if self._features is not None:
+                self._features.outputs[name] = output
+
+        return take
+
+    def take_attention(self, attention: Attention) -> None:
+        if self._features is not None:
+            self._features.attention.append(attention)
+
+
+def transformer_layers(model: nn.Module) -> tuple[PreTrainedModel, nn.ModuleList]:
+    """The innermost model of transformers that holds the stack of layers, and the stack.
+
+    Raises:
+        ValueError: there is none, or an encoder's and a decoder's.
+    """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ValueError(f"{type(model).__name__} is an encoder and a decoder in one, which is not supported")
+    found = None
+    for owner in model.modules():
+        if isinstance(owner, PreTrainedModel):
+            depth = getattr(owner.config, "num_hidden_layers", None)
+            stacks = [m for m in owner.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+            found = (owner, stacks[0]) if stacks else found
+    if found is None:
+        raise ValueError(f"{type(model).__name__} has no stack of config.num_hidden_layers layers")
+    return found
+
+
+def _tap_attention(model: PreTrainedModel) -> None:
+    own = model.config._attn_implementation
+    if own.startswith(_PREFIX):
+        return
+    delegate = "sdpa" if own == "eager" else own
+    name = _PREFIX + delegate
+    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionInterface.register(name, _tapped(ALL_ATTENTION_FUNCTIONS[delegate]))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[delegate])
+    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
+        kind = type(model).__name__
+        raise ValueError(f"{kind} does not call its attention through transformers' AttentionInterface: no queries")
+
+
+def _tapped(attention: Any) -> Any:
+    def forward(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Any:
+        taps: Taps | None = getattr(module, _TAPS, None)
+        if taps is not None:
+            causal = kwargs.get("is_causal")
+            taps.take_attention(
+                Attention(
+                    query,
+                    key,
+                    value,
+                    scale=kwargs.get("scaling") or query.shape[-1] ** -0.5,
+                    bias=kwargs.get("position_bias"),
+                    causal=getattr(module, "is_causal", False) if causal is None else causal,
+                    window=kwargs.get("sliding_window"),
+                )
+            )
+        return attention(module, query, key, value, attention_mask, **kwargs)
+
+    return forward
