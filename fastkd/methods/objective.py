@@ -18,7 +18,7 @@ IGNORED = -100
 class Objective(Protocol):
     """The loss of a method, usable in any training loop.
 
-    ``needs_attention`` and ``needs_hidden`` tell which features it reads beside the logits.
+    ``needs_…`` tell which features it reads beside the logits: see ``Features``.
     """
 
     @property
@@ -27,8 +27,20 @@ class Objective(Protocol):
     @property
     def needs_hidden(self) -> bool: ...
 
+    @property
+    def needs_maps(self) -> bool: ...
+
+    @property
+    def needs_weights(self) -> bool: ...
+
     def __call__(
-        self, student: Features, teacher: Features, labels: Tensor, mask: Tensor | None
+        self,
+        student: Features,
+        teacher: Features,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        *,
+        tokens: float | Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted total and its unweighted parts by name.
 
@@ -37,6 +49,8 @@ class Objective(Protocol):
             labels: as many as the logits have rows: (B,) classes or scores of a regression, (B, 2) first and last
                 token of a span, or (B, T) next tokens; ``IGNORED`` in the last two does not count.
             mask: (B, T), 0 at pads; None where there are none.
+            tokens: what a mean over valid tokens divides by, in place of their number here: their number in all
+                micro-batches and processes, for gradients that do not depend on the division into these.
         """
 
 

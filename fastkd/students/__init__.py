@@ -1,6 +1,21 @@
 """Student models. Importing it registers them with the Auto classes."""
 
 from fastkd.students.bilstm import BiAttentiveLSTM, BiAttentiveLSTMConfig
+
+# After the modules above, which they need.
+from fastkd.students.factorization import Plan, factorize, merge, plan_factorization
+from fastkd.students.low_rank import LowRankEmbedding, LowRankLinear
 from fastkd.students.transformer import first_layers, transformer_student
 
-__all__ = ["BiAttentiveLSTM", "BiAttentiveLSTMConfig", "first_layers", "transformer_student"]
+__all__ = [
+    "BiAttentiveLSTM",
+    "BiAttentiveLSTMConfig",
+    "LowRankEmbedding",
+    "LowRankLinear",
+    "Plan",
+    "factorize",
+    "first_layers",
+    "merge",
+    "plan_factorization",
+    "transformer_student",
+]

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from fastkd.students.layers import transformer_layers
 from fastkd.students.low_rank import LowRankEmbedding, LowRankLinear, dense_weight, factor_class
 from fastkd.students.low_rank_loading import exchange, forget_ranks, remember_ranks
-from fastkd.training.taps import transformer_layers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Allocation = Literal["uniform", "spectrum"]

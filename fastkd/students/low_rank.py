@@ -142,8 +142,8 @@ def factor_class(dense: nn.Module) -> type[LowRankLinear] | type[LowRankEmbeddin
 
 
 def dense_weight(module: nn.Module) -> Tensor:
-    """(out, in) of an ``nn.Linear``, a ``Conv1D``, or an ``nn.Embedding``, whose rows are its outputs."""
-    weight = module.get_parameter("weight")
+    """(out, in) of an ``nn.Linear``, a ``Conv1D`` or their factors, or of an ``nn.Embedding`` its table."""
+    weight = cast(Tensor, module.weight)
     return weight.T if isinstance(module, Conv1D) else weight
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from fastkd.students.layers import linear_maps, transformer_layers
 
 _PREFIX = "fastkd_"
 _TAPS = "_fastkd_taps"
@@ -39,13 +41,15 @@ class Features:
     Args:
         hidden: the embeddings that the first layer takes, then what each layer gives, (B, T, h), before a last norm.
         attention: of each layer.
-        outputs: of the named linear maps, (B, T, out).
-        logits: of the model's answers, (..., classes); not recorded but set by the caller.
+        outputs: of the linear maps of the layers, (B, T, out), by names as ``"3.attention.self.query"``.
+        weights: of the same maps, (out, in); set by the caller.
+        logits: of the model's answers, (..., classes); set by the caller.
     """
 
     hidden: list[Tensor] = field(default_factory=list)
     attention: list[Attention] = field(default_factory=list)
     outputs: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
 
 
@@ -63,17 +67,14 @@ class Taps:
 
     Args:
         model: an encoder or a decoder of transformers, or a module around one; unwrapped.
-        attention, hidden: whether to record these.
-        maps: names of the modules whose outputs are recorded.
+        attention, hidden, maps: whether to record these; ``maps`` means the outputs of linear maps.
 
     Raises:
         ValueError: the model is an encoder and decoder in one, has no stack of layers, or does not call its attention
             through transformers' interface.
     """
 
-    def __init__(
-        self, model: nn.Module, *, attention: bool = True, hidden: bool = True, maps: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, model: nn.Module, *, attention: bool = True, hidden: bool = True, maps: bool = False) -> None:
         owner, layers = transformer_layers(model)
         self._features: Features | None = None
         self._handles = []
@@ -86,7 +87,9 @@ class Taps:
         if hidden:
             self._handles.append(layers[0].register_forward_pre_hook(self._take_input, with_kwargs=True))
             self._handles += [layer.register_forward_hook(self._take_state) for layer in layers]
-        self._handles += [model.get_submodule(name).register_forward_hook(self._take_output(name)) for name in maps]
+        if maps:
+            found = linear_maps(layers)
+            self._handles += [module.register_forward_hook(self._take_output(name)) for name, module in found.items()]
 
     @contextmanager
     def record(self) -> Iterator[Features]:
@@ -125,25 +128,6 @@ class Taps:
     def take_attention(self, attention: Attention) -> None:
         if self._features is not None:
             self._features.attention.append(attention)
-
-
-def transformer_layers(model: nn.Module) -> tuple[PreTrainedModel, nn.ModuleList]:
-    """The innermost model of transformers that holds the stack of layers, and the stack.
-
-    Raises:
-        ValueError: there is none, or an encoder's and a decoder's.
-    """
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise ValueError(f"{type(model).__name__} is an encoder and a decoder in one, which is not supported")
-    found = None
-    for owner in model.modules():
-        if isinstance(owner, PreTrainedModel):
-            depth = getattr(owner.config, "num_hidden_layers", None)
-            stacks = [m for m in owner.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-            found = (owner, stacks[0]) if stacks else found
-    if found is None:
-        raise ValueError(f"{type(model).__name__} has no stack of config.num_hidden_layers layers")
-    return found
 
 
 def _tap_attention(model: PreTrainedModel) -> None:

@@ -1,0 +1,190 @@
+"""Low-rank students: the best factors, ranks within the budget, saving and loading, and back to dense."""
+
+import copy
+
+import pytest
+import torch
+from families import BATCH, DECODERS, FAMILIES, SIZES, make
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+)
+from transformers.pytorch_utils import Conv1D
+from transformers.trainer_utils import validate_quantization_for_training
+
+from fastkd.students import LowRankEmbedding, LowRankLinear, factorize, merge, plan_factorization
+from fastkd.students.factorization import energies
+from fastkd.students.low_rank import truncated_svd
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_factors_are_the_best_of_their_rank():
+    weight = torch.randn(20, 12, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(weight.double())
+    for rank in (1, 5, 12):
+        up, down = truncated_svd(weight, rank)
+        error = (up.double() @ down.double() - weight.double()).norm()
+        torch.testing.assert_close(error, singular[rank:].norm(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(up.T @ up, down @ down.T, rtol=1e-4, atol=1e-4)  # Σ is split equally
+    for rank in (0, 13):
+        with pytest.raises(ValueError, match=f"rank is {rank}; it must be 1 to 12"):
+            truncated_svd(weight, rank)
+
+
+@pytest.mark.parametrize("dense", [torch.nn.Linear(6, 10), torch.nn.Linear(10, 6, bias=False), Conv1D(10, 6)])
+def test_a_map_of_full_rank_is_the_dense_one(dense):
+    torch.manual_seed(0)
+    if dense.bias is not None:
+        torch.nn.init.normal_(dense.bias)
+    factored = LowRankLinear.from_dense(dense, 6)
+    x = torch.randn(3, 4, factored.in_features)
+    torch.testing.assert_close(factored(x), dense(x), rtol=1e-4, atol=1e-5)
+    merged = factored.merged()
+    assert type(merged) is type(dense)
+    torch.testing.assert_close(merged(x), dense(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_table_of_full_rank_is_the_dense_one():
+    table = torch.nn.Embedding(9, 4, padding_idx=2)
+    ids = torch.tensor([[0, 2, 8]])
+    factored = LowRankEmbedding.from_dense(table, 4)
+    torch.testing.assert_close(factored(ids), table(ids), rtol=1e-4, atol=1e-5)
+    merged = factored.merged()
+    assert merged.padding_idx == 2
+    torch.testing.assert_close(merged(ids), table(ids), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "spectrum"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_student_keeps_its_answers_when_saved_loaded_and_merged(name, allocation, tmp_path):
+    model = make(name)
+    plan = plan_factorization(model, ratio=0.6, allocation=allocation, embedding=True)
+    student = factorize(model, plan)
+    assert count(student) == plan.after <= 0.6 * plan.before
+    assert count(model) == plan.before
+    answers = student(**BATCH).logits
+    assert not torch.equal(answers, model(**BATCH).logits)
+
+    student.save_pretrained(tmp_path / "student")
+    auto = AutoModelForCausalLM if name in DECODERS else AutoModelForSequenceClassification
+    for loader in (type(model), auto):
+        loaded = loader.from_pretrained(tmp_path / "student")
+        assert count(loaded) == plan.after
+        assert torch.equal(loaded.eval()(**BATCH).logits, answers)
+    validate_quantization_for_training(loaded)
+    loaded(**BATCH).logits.sum().backward()
+    assert all(parameter.grad is not None for name, parameter in loaded.named_parameters() if ".down" in name)
+    assert copy.deepcopy(loaded).half().float().dtype == torch.float32
+
+    dense = merge(loaded)
+    assert count(dense) == plan.before
+    torch.testing.assert_close(dense(**BATCH).logits, answers, rtol=1e-4, atol=1e-4)
+    dense.save_pretrained(tmp_path / "dense")
+    again = type(model).from_pretrained(tmp_path / "dense")
+    assert "quantization_config" not in again.config.to_dict()
+    torch.testing.assert_close(again.eval()(**BATCH).logits, answers, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tied_head_shares_the_words_factors(tmp_path):
+    student = factorize(make("gpt2"), plan_factorization(make("gpt2"), rank=8, embedding=True))
+    student.save_pretrained(tmp_path)
+    for model in (student, type(student).from_pretrained(tmp_path)):
+        assert model.lm_head.up is model.transformer.wte.up
+        assert model.lm_head.down is model.transformer.wte.down
+    hidden = student.transformer(**BATCH).last_hidden_state
+    torch.testing.assert_close(student(**BATCH).logits, hidden @ student.transformer.wte.weight.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "spectrum"])
+def test_the_ranks_fill_the_budget(allocation):
+    model = make("bert")
+    for budget in (20_000, 25_000, 28_000):
+        plan = plan_factorization(model, parameters=budget, allocation=allocation, embedding=False)
+        next_rank = max(sum(matrix.shape) for matrix in plan.matrices) * (
+            len(plan.matrices) if allocation == "uniform" else 1
+        )
+        assert budget - next_rank < plan.after <= budget
+
+
+def test_the_spectrum_keeps_more_than_equal_ranks():
+    model = make("bert")
+    for index, (name, parameter) in enumerate(model.named_parameters()):
+        if name.endswith("dense.weight") and index % 2:  # matrices of low and of full rank
+            parameter.data = torch.randn(parameter.shape[0], 2) @ torch.randn(2, parameter.shape[1])
+    kept = {}
+    for allocation in ("uniform", "spectrum"):
+        plan = plan_factorization(model, ratio=0.7, allocation=allocation, embedding=False)
+        student = factorize(model, plan)
+        parts = []
+        for matrix in plan.matrices:
+            want, got = (m.get_submodule(matrix.name).weight for m in (model, student))
+            part = 1 - ((got - want).norm() / want.norm()).square().item()
+            assert matrix.energy == pytest.approx(part, abs=1e-4)
+            parts.append(matrix.energy)
+        kept[allocation] = sum(parts)
+    assert kept["spectrum"] > kept["uniform"] + 0.5
+
+
+def test_weights_move_ranks():
+    plan = plan_factorization(make("bert"), ratio=0.7, embedding=False, weights={"*.attention.*": 0.5})
+    ranks = {"attention" in matrix.name: matrix.rank for matrix in plan.matrices if "pooler" not in matrix.name}
+    assert ranks[True] == ranks[False] // 2
+
+
+def test_the_embedding_is_factorised_where_the_budget_needs_it():
+    model = BertForSequenceClassification(BertConfig(**{**SIZES, "vocab_size": 500}))
+    words = "bert.embeddings.word_embeddings"
+    assert words not in plan_factorization(model, ratio=0.8).ranks
+    plan = plan_factorization(model, ratio=0.5)
+    assert words in plan.ranks
+    lines = str(plan).splitlines()
+    assert lines[1].split()[:2] == [words, "500"]
+    assert lines[-2].startswith(f"all parameters: {count(model):,} → {plan.after:,}")
+    assert lines[-1].endswith("classifier")
+
+
+def test_a_plan_changes_nothing():
+    model = make("bert")
+    before = copy.deepcopy(model.state_dict())
+    plan_factorization(model, ratio=0.5)
+    factorize(model, plan_factorization(model, ratio=0.5))
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_energies_are_parts_of_the_squared_norm():
+    weight = torch.diag(torch.tensor([3.0, 1.0, 2.0]))
+    torch.testing.assert_close(energies(weight), torch.tensor([9.0, 4.0, 1.0]).double() / 14)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one of parameters, ratio and rank"),
+        ({"ratio": 0.5, "rank": 3}, "exactly one of parameters, ratio and rank"),
+        ({"ratio": 1.5}, "ratio must be above 0 and below 1, got 1.5"),
+        ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"parameters": 10**9}, "parameters is 1,000,000,000; it must be less than the model's"),
+        ({"parameters": 100}, "a budget of 100 parameters cannot be met: rank 1 everywhere leaves"),
+        ({"ratio": 0.5, "allocation": "best"}, "allocation must be one of uniform, spectrum, got 'best'"),
+        ({"ratio": 0.5, "weights": {"*.nothing": 1.0}}, r"weights has '\*.nothing', which fits no matrix"),
+        ({"ratio": 0.5, "weights": {"*": -1.0}}, r"weights\['\*'\] must be positive and finite, got -1.0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        plan_factorization(make("bert"), **options)
+
+
+def test_a_damaged_folder_is_refused(tmp_path):
+    model = make("bert")
+    factorize(model, plan_factorization(model, rank=4)).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"bert.pooler.dense"', '"bert.pooler.other"'))
+    with pytest.raises(AttributeError, match="other"):
+        BertForSequenceClassification.from_pretrained(tmp_path)
