@@ -10,7 +10,7 @@ from importlib import import_module
 from fastkd import __version__
 from fastkd.cli.config import CommandParser
 
-COMMANDS = ("teacher", "distill", "finetune", "export", "predict")
+COMMANDS = ("teacher", "factorize", "distill", "finetune", "export", "predict")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,3 +30,15 @@ def positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:
         return value
 
     return parse
+
+
+def numbers(kind: Callable[[str], Number]) -> Callable[[str], list[Number]]:
+    """Parses numbers separated by commas."""
+
+    def parse(text: str) -> list[Number]:
+        try:
+            return [kind(part) for part in text.split(",")]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} must be numbers separated by commas") from error
+
+    return parse

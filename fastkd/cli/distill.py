@@ -3,83 +3,35 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from fastkd.cli.arguments import fraction, positive
 from fastkd.cli.config import CommandParser, comma_separated, write_options
+from fastkd.cli.methods import METHODS, Defaults
 
 if TYPE_CHECKING:
     from fastkd.methods.students import Student
 
-MKD = """example:
-  fastkd distill mkd --teacher runs/teacher --tasks sst2,mrpc --student bilstm --output runs/mkd
-"""
-MIXKD = """example:
-  fastkd distill mixkd --teacher runs/teacher --tasks sst2 --student transformer --layers 3 --output runs/mixkd
-"""
 EPILOG = """{example}
 Trains the same student with and without distillation for every seed and ends with one table, a picture and the
-student's folder. A transformer student is made of the teacher's first layers. Teachers of single tasks are given as
---teacher sst2=runs/a,mrpc=runs/b. Called again it goes on where it was stopped: students that are finished are
-not trained again. Options can come from a file; options.yaml in the output folder repeats the run:
+student's folder. Teachers of single tasks are given as --teacher sst2=runs/a,mrpc=runs/b. Called again it goes on
+where it was stopped: students that are finished are not trained again. Options can come from a file; options.yaml in
+the output folder repeats the run:
 
   fastkd distill {method} --config runs/{method}/options.yaml --seeds 1,2,3,4 --output runs/{method}"""
-
-
-class Defaults(NamedTuple):
-    """What a method trains with unless told otherwise; the first kind of student is the default one."""
-
-    epochs: float
-    batch_size: int
-    learning_rates: Mapping[str, float]
-
-
-DEFAULTS = {
-    "mkd": Defaults(10.0, 128, {"bilstm": 2e-3, "transformer": 1e-4}),
-    "mixkd": Defaults(3.0, 32, {"transformer": 1e-4, "bilstm": 1e-3}),
-}
-OWN_FIELDS = {
-    "mkd": ("loss", "temperature", "hard_label_weight"),
-    "mixkd": (
-        *("loss", "temperature", "alpha_mle", "alpha_sm", "alpha_tmkd", "alpha_kd", "n_mix", "beta_alpha"),
-        *("lambda_per_batch", "mix_stage", "mix_mask", "mix_pads"),
-    ),
-}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     distill = subparsers.add_parser("distill", help="distil a teacher into a student")
     methods = distill.add_subparsers(dest="method", required=True, metavar="method")
-
-    def method(name: str, example: str, help: str, description: str) -> CommandParser:
-        epilog = EPILOG.format(example=example, method=name)
+    for name, method in METHODS.items():
+        epilog = EPILOG.format(example=method.example, method=name)
         parser: CommandParser = methods.add_parser(
-            name, help=help, description=description, epilog=epilog, takes_config=True
+            name, help=method.help, description=method.description, epilog=epilog, takes_config=True
         )
-        add_options(parser, DEFAULTS[name])
+        add_options(parser, method.defaults)
+        method.add_options(parser)
         parser.set_defaults(run=run)
-        return parser
-
-    mkd = method(
-        "mkd",
-        MKD,
-        "multi-task distillation into one student (Liu et al., arXiv 1911.03588)",
-        "MKD: one multi-task student learns the logits of a fine-tuned multi-task teacher.",
-    )
-    mkd.add_argument("--hard-label-weight", type=float, default=0.0, help="weight of the labels (default 0)")
-    mkd.add_argument(
-        "--augment",
-        type=positive(int),
-        help="unlabelled variants to try per row, for the teacher to label (default: none)",
-    )
-    mixkd = method(
-        "mixkd",
-        MIXKD,
-        "distillation on mixtures of examples too (Liang et al., arXiv 2011.00593)",
-        "MixKD: a student also learns the teacher's answers to mixtures of training examples.",
-    )
-    add_mixing_options(mixkd)
 
 
 def add_options(parser: CommandParser, defaults: Defaults) -> None:
@@ -88,8 +40,6 @@ def add_options(parser: CommandParser, defaults: Defaults) -> None:
     add("--tasks", required=True, help="comma-separated, of those the teacher knows: sst2,mrpc,...")
     add("--output", required=True, help="folder for table, picture, student, and what a second call reuses")
     add("--student", choices=kinds, default=kinds[0], help=f"kind of student (default {kinds[0]})")
-    add("--preset", choices=("small", "mkd"), help="size of a bilstm (default small)")
-    add("--layers", type=positive(int), help="of the teacher's layers, those that make a transformer (default 3)")
     add("--data-dir", help="folder of GLUE's files or of your own (docs/data.md); default: from the Hub")
     add("--seeds", default="1,2,3", help="comma-separated; one student of each kind per seed (default 1,2,3)")
     add("--paraphrases", help="folder of tables <task>.csv with paraphrases of training rows (docs/data.md)")
@@ -101,8 +51,6 @@ def add_options(parser: CommandParser, defaults: Defaults) -> None:
     add("--batch-size", type=positive(int), default=rows, help=f"rows per step (default {rows})")
     by_kind = ", ".join(f"{kind} {rate:g}" for kind, rate in rates.items())
     add("--learning-rate", type=positive(float), help=f"peak, after a warm-up (default {by_kind})")
-    add("--loss", choices=("mse", "kl"), default="mse", help="distance of the logits (default mse)")
-    add("--temperature", type=float, default=1.0, help="of kl (default 1)")
     add(
         "--baseline",
         action=argparse.BooleanOptionalAction,
@@ -110,25 +58,6 @@ def add_options(parser: CommandParser, defaults: Defaults) -> None:
         help="train the same students without distillation too (default: yes)",
     )
     add("--jobs", type=positive(int), help="students trained at a time (default: the number of cores; 1 on a GPU)")
-
-
-def add_mixing_options(parser: CommandParser) -> None:
-    add = parser.add_argument
-    add("--alpha-mle", type=float, default=1.0, help="weight of the examples' labels (default 1)")
-    add("--alpha-sm", type=float, default=1.0, help="weight of the mixtures' labels (default 1)")
-    add("--alpha-tmkd", type=float, default=1.0, help="weight of the teacher's answers to mixtures (default 1)")
-    add("--alpha-kd", type=float, default=0.0, help="weight of the teacher's answers to examples (default 0)")
-    add("--n-mix", type=positive(int), default=1, help="mixtures of each example (default 1)")
-    add("--beta-alpha", type=float, default=0.4, help="α of λ ~ Beta(α, α) (default 0.4)")
-    add(
-        "--lambda-per-batch",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="one λ per batch, not per example (default: no)",
-    )
-    add("--mix-stage", choices=("word", "sum", "post_ln"), default="word", help="what is mixed (default word)")
-    add("--mix-mask", choices=("union", "first"), default="union", help="tokens of a mixture (default union)")
-    add("--mix-pads", choices=("embed", "zero"), default="embed", help="a pad in a mixture (default embed)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -177,8 +106,13 @@ def teacher_folders(text: str) -> str | dict[str, str]:
 
 
 def student(args: argparse.Namespace) -> Student:
-    from fastkd.methods.students import BiLSTMStudent, TransformerStudent
+    from fastkd.methods.students import BiLSTMStudent, LowRankStudent, TransformerStudent
 
+    if args.student == "low-rank":
+        sizes = {"ratio": args.ratio, "parameters": args.parameters, "rank": args.rank}
+        if not any(sizes.values()):
+            sizes["ratio"] = 0.5
+        return LowRankStudent(**sizes, embedding=args.factorize_embedding, allocation=args.allocation)
     if args.student == "bilstm":
         if args.layers is not None:
             raise ValueError("--layers is of --student transformer; the size of a bilstm is its --preset")
@@ -191,12 +125,13 @@ def student(args: argparse.Namespace) -> Student:
 
 def training_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The options that are fields of the method's configuration."""
+    method = METHODS[args.method]
     return {
         "num_train_epochs": args.epochs,
         "per_device_train_batch_size": args.batch_size,
         "per_device_eval_batch_size": 64,
-        "learning_rate": args.learning_rate or DEFAULTS[args.method].learning_rates[args.student],
+        "learning_rate": args.learning_rate or method.defaults.learning_rates[args.student],
         "warmup_steps": 0.06,
         "weight_decay": 0.0,
-        **{field: getattr(args, field) for field in OWN_FIELDS[args.method]},
+        **{field: getattr(args, field) for field in method.fields},
     }

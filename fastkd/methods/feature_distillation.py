@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,7 @@ from fastkd.methods.objective import Objective
 from fastkd.students.layers import linear_maps, transformer_layers
 from fastkd.students.low_rank import dense_weight
 from fastkd.training.distillation import DistillationTrainer, agreement
-from fastkd.training.signals import TeacherSignal
-from fastkd.training.taps import Taps
+from fastkd.training.taps import Features, Taps
 
 
 class FeatureDistillationTrainer(DistillationTrainer):
@@ -49,7 +48,7 @@ class FeatureDistillationTrainer(DistillationTrainer):
         return Taps(model, attention=needs.needs_attention, hidden=needs.needs_hidden, maps=needs.needs_maps)
 
     def tasks_to_ask(self, datasets: Mapping[str, Any]) -> list[str]:
-        return list(datasets)
+        return list(datasets) if self.objective.needs_teacher else []
 
     def _why_a_teacher(self, tasks: str) -> str:
         return f"but the loss compares its features on the rows of {tasks} with the student's"
@@ -57,17 +56,27 @@ class FeatureDistillationTrainer(DistillationTrainer):
     def distillation_loss(
         self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, teacher_logits: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor], Any]:
-        task, signal = inputs["task"], cast(TeacherSignal, self.signal)
-        with self._teacher_taps[task].record() as teacher:
-            teacher.logits = signal(inputs)
+        teacher = self._teacher_features(inputs)
         with self._student_taps.record() as student:
             outputs = self.student_outputs(model, inputs)
         student.logits = outputs.logits
         if self.objective.needs_weights:
-            student.weights, teacher.weights = map_weights(model), map_weights(signal.teachers[task])
+            student.weights = map_weights(model)
         tokens = self._tokens_per_item * len(labels)
         loss, parts = self._objective_now()(student, teacher, labels, inputs.get("attention_mask"), tokens=tokens)
-        return loss, parts | agreement(outputs.logits, teacher.logits), outputs
+        agreed = {} if teacher.logits is None else agreement(outputs.logits, teacher.logits)
+        return loss, parts | agreed, outputs
+
+    def _teacher_features(self, inputs: Mapping[str, Any]) -> Features:
+        """Of the task's teacher; empty for an objective that reads none."""
+        if self.signal is None:
+            return Features()
+        task = inputs["task"]
+        with self._teacher_taps[task].record() as teacher:
+            teacher.logits = self.signal(inputs)
+        if self.objective.needs_weights:
+            teacher.weights = map_weights(self.signal.teachers[task])
+        return teacher
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)

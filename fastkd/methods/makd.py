@@ -82,6 +82,10 @@ class MaKDObjective:
         return {part: getattr(self, f"{part}_weight") for parts in LEVELS.values() for part in parts}
 
     @property
+    def needs_teacher(self) -> bool:
+        return any(weight for part, weight in self.weights.items() if part != "labels")
+
+    @property
     def needs_attention(self) -> bool:
         return self.attention_weight > 0
 

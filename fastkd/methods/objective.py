@@ -18,8 +18,11 @@ IGNORED = -100
 class Objective(Protocol):
     """The loss of a method, usable in any training loop.
 
-    ``needs_…`` tell which features it reads beside the logits: see ``Features``.
+    ``needs_…`` tell whether it reads the teacher at all, and which features beside the logits: see ``Features``.
     """
+
+    @property
+    def needs_teacher(self) -> bool: ...
 
     @property
     def needs_attention(self) -> bool: ...

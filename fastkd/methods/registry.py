@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from transformers import TrainingArguments
 
+from fastkd.methods.makd import LEVELS, MaKDConfig, MaKDTrainer
 from fastkd.methods.mixkd import MixKDConfig, MixKDTrainer
 from fastkd.methods.mkd import MKDConfig, MKDTrainer
 from fastkd.training.trainer import MultiTaskTrainer
@@ -29,8 +30,10 @@ class Method:
     without_kd: Mapping[str, float]
 
 
+_MAKD_OFF = [f"{part}_weight" for parts in LEVELS.values() for part in parts if part != "labels"]
 METHODS: dict[str, Method] = {
     "mkd": Method("MKD", MKDConfig, MKDTrainer, True, {"distillation_weight": 0.0, "hard_label_weight": 1.0}),
+    "makd": Method("MaKD", MaKDConfig, MaKDTrainer, False, dict.fromkeys(_MAKD_OFF, 0.0)),
     "mixkd": Method("MixKD", MixKDConfig, MixKDTrainer, False, {"alpha_sm": 0.0, "alpha_tmkd": 0.0, "alpha_kd": 0.0}),
 }
 

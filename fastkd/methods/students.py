@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Literal, Protocol
 
 import torch
 from transformers import PreTrainedModel
 
 from fastkd.data.glue import TASKS
 from fastkd.data.task import custom_task
-from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig, transformer_student
+from fastkd.students import (
+    BiAttentiveLSTM,
+    BiAttentiveLSTMConfig,
+    factorize,
+    plan_factorization,
+    transformer_student,
+)
 from fastkd.students.transformer import HEAD_SIZE
 from fastkd.training.classifiers import MultiTaskEncoder
 
@@ -67,3 +74,29 @@ class TransformerStudent:
         pooling = self.pooling or teacher.config.pooling
         tasks = [TASKS.get(name) or custom_task(name, (), tuple(names)) for name, names in labels.items()]
         return transformer_student(teacher, self.layers, tasks, pooling=pooling, head_size=self.head_size)
+
+
+@dataclass(frozen=True)
+class LowRankStudent:
+    """The teacher with its matrices in two factors: ``plan_factorization`` documents the options.
+
+    It keeps the teacher's heads of the tasks. Teachers of single tasks cannot share one.
+    """
+
+    ratio: float | None = None
+    parameters: int | None = None
+    rank: int | None = None
+    embedding: bool | None = None
+    allocation: Literal["uniform", "spectrum"] = "uniform"
+
+    @property
+    def title(self) -> str:
+        if self.rank is not None:
+            return f"low-rank student (rank {self.rank})"
+        budget = f"{self.ratio:.0%} of the teacher" if self.parameters is None else f"{self.parameters / 1e6:.3g} M"
+        return f"low-rank student ({budget})"
+
+    def make(self, teacher: MultiTaskEncoder, labels: Labels) -> MultiTaskEncoder:
+        model = copy.deepcopy(teacher)
+        model.keep_tasks(list(labels))
+        return factorize(model, plan_factorization(model, **asdict(self)))

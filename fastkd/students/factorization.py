@@ -130,7 +130,7 @@ def plan_factorization(
 
 
 def factorize(model: Model, plan: Plan) -> Model:
-    """A copy of the model whose matrices are the factors that ``plan_factorization`` planned, by truncated SVD.
+    """A copy of the model, to be trained, whose matrices are the factors that a plan tells, by truncated SVD.
 
     ``save_pretrained`` stores the ranks in the configuration; ``from_pretrained`` of the model's class and of the
     ``Auto*`` classes loads it, once ``fastkd.students`` has been imported.
@@ -142,7 +142,7 @@ def factorize(model: Model, plan: Plan) -> Model:
         dense = student.get_submodule(name)
         exchange(student, name, factor_class(dense).from_dense(dense, rank))
     remember_ranks(student, plan.ranks, tied)
-    return student
+    return student.requires_grad_(True)  # as a copy of a frozen teacher it would not learn
 
 
 def merge(model: Model) -> Model:

@@ -92,6 +92,14 @@ class MultiTaskEncoder(PreTrainedModel):  # type: ignore[no-untyped-call]
         model.encoder = _read_by(model.config.pooling, encoder)
         return model
 
+    def keep_tasks(self, tasks: Sequence[str]) -> None:
+        """Drops the heads of all other tasks."""
+        missing = [task for task in tasks if task not in self.heads]
+        if missing:
+            raise ValueError(f"tasks has {', '.join(missing)}; this model has heads for {', '.join(self.heads)}")
+        self.heads = nn.ModuleDict({task: self.heads[task] for task in tasks})
+        self.config.tasks = {task: self.config.tasks[task] for task in tasks}
+
     def forward(
         self,
         input_ids: torch.Tensor,

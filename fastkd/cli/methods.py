@@ -1,0 +1,157 @@
+"""What ``fastkd distill`` says of each method, and the method's own options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from fastkd.cli.arguments import fraction, numbers, positive
+
+
+class Defaults(NamedTuple):
+    """What a method trains with unless told otherwise; the first kind of student is the default one."""
+
+    epochs: float
+    batch_size: int
+    learning_rates: Mapping[str, float]
+
+
+class Method(NamedTuple):
+    """A command ``fastkd distill <name>``; ``fields`` are the options that its configuration has under their names."""
+
+    help: str
+    description: str
+    example: str
+    defaults: Defaults
+    fields: tuple[str, ...]
+    add_options: Callable[[argparse.ArgumentParser], None]
+
+
+def _mkd(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _sizes(parser)
+    _distance(parser)
+    add("--hard-label-weight", type=float, default=0.0, help="weight of the labels (default 0)")
+    add(
+        "--augment",
+        type=positive(int),
+        help="unlabelled variants to try per row, for the teacher to label (default: none)",
+    )
+
+
+def _mixkd(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _sizes(parser)
+    _distance(parser)
+    add("--alpha-mle", type=float, default=1.0, help="weight of the examples' labels (default 1)")
+    add("--alpha-sm", type=float, default=1.0, help="weight of the mixtures' labels (default 1)")
+    add("--alpha-tmkd", type=float, default=1.0, help="weight of the teacher's answers to mixtures (default 1)")
+    add("--alpha-kd", type=float, default=0.0, help="weight of the teacher's answers to examples (default 0)")
+    add("--n-mix", type=positive(int), default=1, help="mixtures of each example (default 1)")
+    add("--beta-alpha", type=float, default=0.4, help="α of λ ~ Beta(α, α) (default 0.4)")
+    add(
+        "--lambda-per-batch",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="one λ per batch, not per example (default: no)",
+    )
+    add("--mix-stage", choices=("word", "sum", "post_ln"), default="word", help="what is mixed (default word)")
+    add("--mix-mask", choices=("union", "first"), default="union", help="tokens of a mixture (default union)")
+    add("--mix-pads", choices=("embed", "zero"), default="embed", help="a pad in a mixture (default embed)")
+
+
+def _makd(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add_rank_options(parser)
+    for part, what in MAKD_PARTS.items():
+        add(f"--{part}-weight", type=float, default=1.0, help=f"weight of {what} (default 1)")
+    add("--matrix-form", choices=("output", "weight"), default="output", help="how matrices compare (default output)")
+    add("--temperature", type=float, default=1.0, help="of the logits (default 1)")
+    add(
+        "--layers",
+        type=numbers(int),
+        help="layers that are compared, from 0: 0,2,4 (default: all)",
+    )
+    add(
+        "--stages",
+        type=numbers(float),
+        help="0.3,0.6 trains matrices, then layers, then answers, from these parts of the steps on (default: together)",
+    )
+
+
+def add_rank_options(parser: argparse.ArgumentParser) -> None:
+    """The size of a low-rank student."""
+    add = parser.add_argument
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--ratio", type=fraction, help="parameters of the student as a part of the teacher's (default 0.5)"
+    )
+    size.add_argument("--parameters", type=positive(int), help="the same as a number")
+    size.add_argument("--rank", type=positive(int), help="of every matrix, in place of a budget")
+    add("--allocation", choices=("uniform", "spectrum"), default="uniform", help="of ranks (default uniform)")
+    add(
+        "--factorize-embedding",
+        action=argparse.BooleanOptionalAction,
+        help="word embedding in two factors too (default: where the budget needs it)",
+    )
+
+
+def _sizes(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--preset", choices=("small", "mkd"), help="size of a bilstm (default small)")
+    add("--layers", type=positive(int), help="of the teacher's layers, those that make a transformer (default 3)")
+
+
+def _distance(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--loss", choices=("mse", "kl"), default="mse", help="distance of the logits (default mse)")
+    add("--temperature", type=float, default=1.0, help="of kl (default 1)")
+
+
+MAKD_PARTS = {
+    "attention": "the attention maps' divergence",
+    "hidden": "the hidden states' error",
+    "mha": "the error of attention's linear maps",
+    "ffn": "the error of the feed-forward part's linear maps",
+    "logits": "the teacher's answers",
+    "labels": "the labels",
+}
+_MIXING = ("n_mix", "beta_alpha", "lambda_per_batch", "mix_stage", "mix_mask", "mix_pads")
+METHODS = {
+    "mkd": Method(
+        "multi-task distillation into one student (Liu et al., arXiv 1911.03588)",
+        "MKD: one multi-task student learns the logits of a fine-tuned multi-task teacher.",
+        """example:
+  fastkd distill mkd --teacher runs/teacher --tasks sst2,mrpc --student bilstm --output runs/mkd
+
+A transformer student is made of the teacher's first layers.
+""",
+        Defaults(10.0, 128, {"bilstm": 2e-3, "transformer": 1e-4}),
+        ("loss", "temperature", "hard_label_weight"),
+        _mkd,
+    ),
+    "mixkd": Method(
+        "distillation on mixtures of examples too (Liang et al., arXiv 2011.00593)",
+        "MixKD: a student also learns the teacher's answers to mixtures of training examples.",
+        """example:
+  fastkd distill mixkd --teacher runs/teacher --tasks sst2 --student transformer --layers 3 --output runs/mixkd
+
+A transformer student is made of the teacher's first layers.
+""",
+        Defaults(3.0, 32, {"transformer": 1e-4, "bilstm": 1e-3}),
+        ("loss", "temperature", "alpha_mle", "alpha_sm", "alpha_tmkd", "alpha_kd", *_MIXING),
+        _mixkd,
+    ),
+    "makd": Method(
+        "a student of low-rank factors learns layers and matrices too (Liu et al., arXiv 2604.03110)",
+        "MaKD: the teacher's matrices become two factors, which learn its attention, states, matrices and answers.",
+        """example:
+  fastkd factorize --model runs/teacher --ratio 0.5 --dry-run
+  fastkd distill makd --teacher runs/teacher --tasks sst2 --ratio 0.5 --output runs/makd
+""",
+        Defaults(3.0, 32, {"low-rank": 1e-4}),
+        (*(f"{part}_weight" for part in MAKD_PARTS), "matrix_form", "temperature", "layers", "stages"),
+        _makd,
+    ),
+}

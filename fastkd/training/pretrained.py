@@ -1,0 +1,39 @@
+"""Loading a model as the class that it was saved from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from fastkd.students.low_rank_loading import METHOD
+from fastkd.training.classifiers import MultiTaskEncoder, MultiTaskEncoderConfig
+
+
+def load_model(path: str | Path) -> PreTrainedModel:
+    """The model of a folder or of a name on the Hub, float32, in evaluation mode, with whatever head it has.
+
+    Raises:
+        ValueError: it is low-rank already.
+        OSError: there is no such model.
+    """
+    config = AutoConfig.from_pretrained(path)
+    if getattr(config, "quantization_config", {}).get("quant_method") == METHOD:
+        raise ValueError(f"{path} is low-rank already; name the model that it was made of")
+    (architecture,) = config.architectures or [""]
+    known = getattr(transformers, architecture, AutoModel)
+    kind = MultiTaskEncoder if isinstance(config, MultiTaskEncoderConfig) else known
+    model: PreTrainedModel = kind.from_pretrained(path, dtype=torch.float32)
+    model.train(False)
+    return model
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a model, if there is one."""
+    try:
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,267 @@
+"""MaKD: the loss against its formula, its levels, training that does not depend on how rows are divided, refusals."""
+
+import copy
+
+import pytest
+import torch
+from families import ENCODERS, IDS, MASK, make
+from test_mkd import COLLATE, TASKS
+from tiny import bert_config, tokenizer, write_glue
+from torch.nn import functional as F
+from transformers import TrainerCallback
+
+from fastkd.data.encode import MultiTaskDataset, load_encoded
+from fastkd.methods.feature_distillation import map_weights
+from fastkd.methods.makd import MaKDConfig, MaKDObjective, MaKDTrainer, is_attention
+from fastkd.students import factorize, plan_factorization
+from fastkd.training.classifiers import MultiTaskEncoder, MultiTaskEncoderConfig
+from fastkd.training.taps import Features, Taps
+
+LABELS = torch.tensor([0, 1])
+PARTS = ("attention", "hidden", "mha", "ffn", "logits", "labels")
+
+
+def features_of(model):
+    taps = Taps(model, maps=True)
+    with taps.record() as features:
+        output = model(input_ids=IDS, attention_mask=MASK)
+    features.logits, features.weights = output.logits, map_weights(model)
+    taps.close()
+    return features
+
+
+def pair(name="bert"):
+    teacher = make(name).requires_grad_(False)
+    student = factorize(teacher, plan_factorization(teacher, rank=6)).requires_grad_(True)
+    return student, teacher
+
+
+def formulas(student, teacher, form):
+    """The parts, plainly, in float64."""
+    valid = MASK.bool()
+    tokens = valid.sum()
+
+    def error(mine, theirs):
+        return (mine.double() - theirs.double()).square()[valid].sum() / tokens / mine.shape[-1]
+
+    def maps(attention):
+        scores = attention.query.double() @ attention.key.double().mT * attention.scale
+        if attention.window is not None:
+            distance = (torch.arange(12)[:, None] - torch.arange(12)).abs()
+            scores = scores.masked_fill(distance >= attention.window, -torch.inf)
+        return scores.masked_fill(~valid[:, None, None], -torch.inf).log_softmax(-1)
+
+    kls = []
+    for mine, theirs in zip(student.attention, teacher.attention, strict=True):
+        p, q = maps(theirs), maps(mine)
+        rows = torch.where(p == -torch.inf, 0.0, p.exp() * (p - q)).sum(-1)
+        kls.append(rows.mean(1)[valid].sum() / tokens)
+    matrices = {"mha": 0.0, "ffn": 0.0}
+    for name in student.outputs:
+        part = "mha" if "att" in name else "ffn"
+        if form == "output":
+            matrices[part] += error(student.outputs[name], teacher.outputs[name]) / 3
+        else:
+            difference = student.weights[name].double() - teacher.weights[name].double()
+            matrices[part] += difference.square().mean() / 3
+    p, q = ((model.logits.double() / 2).log_softmax(-1) for model in (teacher, student))
+    return {
+        "attention": sum(kls) / 3,
+        "hidden": sum(error(*states) for states in zip(student.hidden, teacher.hidden, strict=True)) / 4,
+        **matrices,
+        "logits": 4 * (p.exp() * (p - q)).sum(-1).mean(),
+        "labels": F.cross_entropy(student.logits.double(), LABELS),
+    }
+
+
+WEIGHTS = dict(zip((f"{part}_weight" for part in PARTS), (1.0, 2.0, 0.5, 0.25, 3.0, 0.1), strict=True))
+
+
+@pytest.mark.parametrize("form", ["output", "weight"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_loss_is_its_formula(name, form):
+    student, teacher = map(features_of, pair(name))
+    objective = MaKDObjective(**WEIGHTS, temperature=2.0, matrix_form=form)
+    total, parts = objective(student, teacher, LABELS, MASK)
+    want = formulas(student, teacher, form)
+    assert parts.keys() == want.keys()
+    for part, value in want.items():
+        torch.testing.assert_close(parts[part].double(), value, rtol=1e-4, atol=1e-6, msg=part)
+    weighted = sum(WEIGHTS[f"{part}_weight"] * value for part, value in want.items())
+    torch.testing.assert_close(total.double(), weighted, rtol=1e-4, atol=1e-6)
+
+
+def gradients(model, loss):
+    return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
+
+
+@pytest.mark.parametrize("form", ["output", "weight"])
+def test_the_gradient_is_the_formulas(form):
+    student, teacher = pair()
+    mine, theirs = features_of(student), features_of(teacher)
+    total, _ = MaKDObjective(**WEIGHTS, temperature=2.0, matrix_form=form)(mine, theirs, LABELS, MASK)
+    want = sum(WEIGHTS[f"{part}_weight"] * value for part, value in formulas(mine, theirs, form).items())
+    for got, expected in zip(gradients(student, total), gradients(student, want), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_pads_and_what_they_hold_are_left_out():
+    student, teacher = map(features_of, pair())
+    want, _ = MaKDObjective()(student, teacher, LABELS, MASK)
+    for features in (student, teacher):
+        features.hidden = [state.masked_fill(MASK[..., None] == 0, torch.nan) for state in features.hidden]
+    got, _ = MaKDObjective()(student, teacher, LABELS, MASK)
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_stands_alone(part):
+    student, teacher = map(features_of, pair())
+    weights = {f"{other}_weight": float(other == part) for other in PARTS}
+    total, parts = MaKDObjective(**weights)(student, teacher, LABELS, MASK)
+    assert list(parts) == [part]
+    torch.testing.assert_close(total, parts[part])
+
+
+def test_chosen_layers():
+    student, teacher = map(features_of, pair())
+    all_layers, _ = MaKDObjective()(student, teacher, LABELS, MASK)
+    assert torch.equal(MaKDObjective(layers=(0, 1, 2))(student, teacher, LABELS, MASK)[0], all_layers)
+    last = []
+    for whole in (student, teacher):
+        outputs = {name: output for name, output in whole.outputs.items() if name.startswith("2.")}
+        last.append(Features(whole.hidden[-1:] * 2, whole.attention[-1:], outputs, {}, whole.logits))
+    _, want = MaKDObjective()(*last, LABELS, MASK)
+    _, got = MaKDObjective(layers=(2,))(student, teacher, LABELS, MASK)
+    torch.testing.assert_close(got, want)
+
+
+def test_stages_train_one_level_at_a_time():
+    objective = MaKDObjective(stages=(0.25, 0.5))
+    on = lambda progress: {p for p in PARTS if objective.at(progress).weights[p]}  # noqa: E731
+    assert on(0.0) == on(0.24) == {"mha", "ffn"}
+    assert on(0.25) == {"attention", "hidden"}
+    assert on(0.5) == on(1.0) == {"logits", "labels"}
+    assert MaKDObjective().at(0.3) == MaKDObjective()
+
+
+@pytest.mark.parametrize(
+    "name", ["0.attention.self.query", "1.attn.c_attn", "2.self_attn.q_proj", "0.attention.out_lin"]
+)
+def test_maps_of_attention(name):
+    assert is_attention(name)
+    assert not is_attention("0.intermediate.dense")
+    assert not is_attention("0.output.dense")
+    assert not is_attention("0.mlp.c_fc")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mha_weight": -1.0}, "mha_weight must be a number of at least 0, got -1"),
+        ({f"{part}_weight": 0.0 for part in PARTS}, "are all 0: nothing would be learned"),
+        ({"matrix_form": "both"}, "matrix_form must be one of output, weight, got 'both'"),
+        ({"temperature": 0.0}, "temperature must be a positive number, got 0.0"),
+        ({"layers": (-1,)}, "layers must name layers from 0"),
+        ({"stages": (0.5, 0.2)}, "stages must be two rising numbers between 0 and 1"),
+        ({"stages": (0.2, 0.5), "mha_weight": 0.0, "ffn_weight": 0.0}, "the matrix level a part of the steps"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        MaKDObjective(**options)
+
+
+def test_models_that_do_not_line_up_are_refused():
+    student, teacher = map(features_of, pair())
+    with pytest.raises(ValueError, match="layers has 3; there are 3 layers, from 0"):
+        MaKDObjective(layers=(3,))(student, teacher, LABELS, MASK)
+    shorter = copy.copy(teacher)
+    shorter.attention = teacher.attention[:2]
+    with pytest.raises(ValueError, match="attention are compared layer by layer: the student has 3, the teacher 2"):
+        MaKDObjective()(student, shorter, LABELS, MASK)
+    other = copy.copy(teacher)
+    other.outputs = {name: output for name, output in teacher.outputs.items() if name != "0.output.dense"}
+    with pytest.raises(ValueError, match=r"one model alone has 0\.output\.dense"):
+        MaKDObjective()(student, other, LABELS, MASK)
+    unanswered = copy.copy(teacher)
+    unanswered.logits = None
+    with pytest.raises(ValueError, match="features have no logits"):
+        MaKDObjective()(student, unanswered, LABELS, MASK)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return load_encoded(list(TASKS), tokenizer(), 16, write_glue(tmp_path_factory.mktemp("glue")))
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(0)
+    config = MultiTaskEncoderConfig(bert_config(initializer_range=0.5), TASKS, classifier_dropout=0.0)
+    return MultiTaskEncoder(config).eval()
+
+
+def trainer_for(folder, data, teacher, **arguments):
+    defaults = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "seed": 3, "num_train_epochs": 2}
+    args = MaKDConfig(str(folder), **(defaults | {"per_device_train_batch_size": 8} | arguments))
+    student = factorize(teacher, plan_factorization(teacher, rank=4)).requires_grad_(True)
+    return MaKDTrainer(student, args, COLLATE, *data, teacher=teacher)
+
+
+def trained(*args, **kwargs):
+    trainer = trainer_for(*args, **kwargs)
+    trainer.train()
+    return dict(trainer.model.named_parameters())
+
+
+def test_the_student_comes_closer_in_every_part(tmp_path, data, teacher):
+    trainer = trainer_for(tmp_path, data, teacher, num_train_epochs=20, learning_rate=1e-2, logging_steps=6)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss_attention" in entry]
+    for part in ("attention", "hidden", "mha", "ffn"):
+        assert logged[-1][f"loss_{part}"] < 0.7 * logged[0][f"loss_{part}"], part
+    assert "loss_labels" in logged[0]
+    assert all(not parameter.requires_grad for parameter in teacher.parameters())
+
+
+def of_many_lengths(rows):
+    """Rows whose number of tokens differs, so that a mean over tokens is not one over rows."""
+
+    def cut(row, index):
+        length = 2 + index % 4
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return {**row, **{name: row[name][:length] for name in names}, "length": length}
+
+    return rows.map(cut, with_indices=True)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"stages": [0.3, 0.6]}, {"matrix_form": "weight"}])
+def test_accumulation_does_not_change_the_student(arguments, tmp_path, data, teacher):
+    rows = MultiTaskDataset({"sst2": of_many_lengths(data[0].datasets["sst2"].select(range(8)))})
+    sizes = [{"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}]
+    options = {"num_train_epochs": 5, "learning_rate": 1e-2, "max_grad_norm": 0.0, "optim": "sgd"}
+    options |= arguments  # not Adam, which makes much of the rounding in gradients that are 0
+    whole, parts = (trained(tmp_path, (rows, data[1]), teacher, **options, **size) for size in sizes)
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5)
+
+
+def test_resume_is_bitwise_exact(tmp_path, data, teacher):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_save = control.should_training_stop = state.global_step == 4
+
+    options = {"stages": [0.3, 0.6]}
+    whole = trained(tmp_path / "whole", data, teacher, **options)
+    stopped = trainer_for(tmp_path / "parts", data, teacher, **options)
+    stopped.add_callback(Stop())
+    stopped.train()
+    resumed = trainer_for(tmp_path / "parts", data, teacher, **options)
+    resumed.train(resume_from_checkpoint=True)
+    for name, parameter in resumed.model.named_parameters():
+        assert torch.equal(parameter, whole[name]), name
+
+
+def test_a_teacher_is_needed(tmp_path, data, teacher):
+    with pytest.raises(ValueError, match="compares its features on the rows of sst2, stsb"):
+        MaKDTrainer(teacher, MaKDConfig(str(tmp_path), use_cpu=True), COLLATE, *data)

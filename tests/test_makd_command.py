@@ -1,0 +1,104 @@
+"""``fastkd factorize`` and ``fastkd distill makd``, from a teacher's folder to table and student."""
+
+import csv
+import json
+
+import pytest
+import torch
+from families import make
+from tiny import bert_config, tokenizer, write_glue
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from fastkd.cli import main
+from fastkd.data.glue import GLUE
+from fastkd.methods.experiment import WITH_KD, WITHOUT_KD
+from fastkd.training.teacher import MultiTaskEncoder, MultiTaskEncoderConfig
+
+TASKS = {task: {"labels": list(GLUE[task].label_names)} for task in ("sst2", "stsb")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("makd")
+    write_glue(folder / "glue", rows=16)
+    torch.manual_seed(0)
+    MultiTaskEncoder(MultiTaskEncoderConfig(bert_config(), TASKS, pooling="mean")).save_pretrained(folder / "teacher")
+    tokenizer().save_pretrained(folder / "teacher")
+    return folder
+
+
+def distil(folder, output, *options):
+    command = ["distill", "makd", "--teacher", str(folder / "teacher"), "--data-dir", str(folder / "glue")]
+    settings = ["--tasks", "sst2", "--epochs", "1", "--batch-size", "4", "--seeds", "1", "--jobs", "1"]
+    return main([*command, *settings, "--output", str(output), *options])
+
+
+def ranks_of(folder):
+    return json.loads((folder / "config.json").read_text())["quantization_config"]["ranks"]
+
+
+def test_a_run_ends_with_a_table_and_a_low_rank_student(folder, tmp_path):
+    assert distil(folder, tmp_path, "--ratio", "0.8") == 0
+    with open(tmp_path / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == ["teacher", WITHOUT_KD, WITH_KD]
+    assert int(rows[1]["parameters"]) == int(rows[2]["parameters"]) <= 0.8 * int(rows[0]["parameters"])
+    student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
+    assert list(student.heads) == ["sst2"]
+    assert len(set(ranks_of(tmp_path / "student").values())) == 1
+    assert distil(folder, tmp_path, "--config", str(tmp_path / "options.yaml")) == 0
+
+
+@pytest.mark.parametrize(
+    "option", ["--stages=0.3,0.6", "--layers=0", "--matrix-form=weight", "--ffn-weight=5", "--allocation=spectrum"]
+)
+def test_options_reach_the_training(folder, tmp_path, option):
+    models = []
+    for number, options in enumerate(([], [option])):
+        output = tmp_path / str(number)
+        assert distil(folder, output, "--no-baseline", "--ratio", "0.7", *options) == 0
+        models.append(AutoModelForSequenceClassification.from_pretrained(output / "student").state_dict())
+    pairs = [(models[0][name], models[1][name]) for name in models[0]]
+    same = all(mine.shape == theirs.shape and torch.equal(mine, theirs) for mine, theirs in pairs)
+    assert same == (option == "--layers=0")  # there is one
+
+
+def test_factorize_shows_the_ranks_and_saves_what_it_showed(folder, tmp_path, capsys):
+    command = ["factorize", "--model", str(folder / "teacher"), "--rank", "3"]
+    assert main([*command, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "encoder.encoder.layer.0.attention.self.query" in shown
+    assert "all parameters:" in shown
+    assert main([*command, "--output", str(tmp_path / "student")]) == 0
+    assert shown in capsys.readouterr().out
+    assert set(ranks_of(tmp_path / "student").values()) == {3}
+    assert (tmp_path / "student" / "tokenizer.json").exists()
+
+
+def test_factorize_takes_a_decoder(tmp_path):
+    make("gpt2").save_pretrained(tmp_path / "gpt2")
+    assert main(["factorize", "--model", str(tmp_path / "gpt2"), "--output", str(tmp_path / "student")]) == 0
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    dense = sum(parameter.numel() for parameter in make("gpt2").parameters())
+    assert sum(parameter.numel() for parameter in student.parameters()) <= dense / 2
+    student.generate(torch.tensor([[3, 4]]), max_new_tokens=2, do_sample=False)
+
+
+def test_bad_input_is_refused_before_any_work(folder, tmp_path, capsys):
+    teacher = str(folder / "teacher")
+    cases = {
+        ("--ratio", "0.01", "--dry-run"): "cannot be met",
+        ("--ratio", "0.5"): "give --output, or --dry-run",
+        ("--ratio", "0.5", "--output", teacher): "holds something else",
+    }
+    for options, message in cases.items():
+        assert main(["factorize", "--model", teacher, *options]) == 1
+        assert message in capsys.readouterr().err
+    assert main(["factorize", "--model", teacher, "--rank", "3", "--output", str(tmp_path / "student")]) == 0
+    assert main(["factorize", "--model", str(tmp_path / "student"), "--dry-run"]) == 1
+    assert "is low-rank already" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["factorize", "--model", teacher, "--rank", "3", "--ratio", "0.5", "--dry-run"])
+    assert distil(folder, tmp_path / "out", "--stages", "0.6,0.3") == 1
+    assert "stages must be two rising numbers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
