@@ -19,6 +19,7 @@ from benchmarks.registry import STEP, Benchmark, Case
 from fastkd.mixup import Mix, MixupSampler
 
 TASK, CLASSES, VOCABULARY = "sst2", 2, 30522
+TASKS = {TASK: {"labels": ["negative", "positive"]}}
 SEED = 42
 
 CASES = [
@@ -52,25 +53,26 @@ BENCHMARK = Benchmark("train_step", CASES, make_inputs)
 @cache
 def models(method: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """Teacher and student, without dropout so that all steps are the same."""
-    from transformers import BertConfig
-
     from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig
-    from fastkd.training.classifiers import MultiTaskEncoder, MultiTaskEncoderConfig
-
-    tasks = {TASK: {"labels": ["negative", "positive"]}}
-    sizes = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
-    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-    def encoder(layers: int) -> MultiTaskEncoder:
-        torch.manual_seed(layers)
-        config = BertConfig(num_hidden_layers=layers, **sizes, **still)
-        return MultiTaskEncoder(MultiTaskEncoderConfig(config, tasks, classifier_dropout=0.0)).to(dtype)
 
     if method.startswith("mkd"):
         torch.manual_seed(0)
-        config = BiAttentiveLSTMConfig.preset("small", dropout=0.0, tasks=tasks)
-        return encoder(6).eval().requires_grad_(False), BiAttentiveLSTM(config).to(dtype)
-    return encoder(6).eval().requires_grad_(False), encoder(3)
+        config = BiAttentiveLSTMConfig.preset("small", dropout=0.0, tasks=TASKS)
+        return encoder(6, dtype).eval().requires_grad_(False), BiAttentiveLSTM(config).to(dtype)
+    return encoder(6, dtype).eval().requires_grad_(False), encoder(3, dtype)
+
+
+def encoder(layers: int, dtype: torch.dtype, **options: Any) -> Any:
+    """Of MiniLM's sizes, with random weights."""
+    from transformers import BertConfig
+
+    from fastkd.training.classifiers import MultiTaskEncoder, MultiTaskEncoderConfig
+
+    torch.manual_seed(layers)
+    sizes = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = BertConfig(num_hidden_layers=layers, **sizes, **still, **options)
+    return MultiTaskEncoder(MultiTaskEncoderConfig(config, TASKS, classifier_dropout=0.0)).to(dtype)
 
 
 def batch_of(input_ids: Tensor) -> dict[str, Any]:
