@@ -21,11 +21,11 @@ from fastkd.methods.makd import MaKDObjective
 from fastkd.training.taps import Features, Taps
 
 LAYERS = 6
-ALL, LOSSES = "step", "attention and matrices"
+ALL, LOSSES = "makd", "makd losses"
 
 CASES = [
-    Case("makd_step", shape, torch.float32, reason, directions=(STEP,), options={"part": part})
-    for part, shape, reason in (
+    Case("makd_step", shape, torch.float32, reason, directions=(STEP,), options={"method": method})
+    for method, shape, reason in (
         (ALL, (32, 128), "a MiniLM and its factors of half the size, all parts of the loss"),
         (ALL, (8, 512), "the same on as many tokens in long texts, as in reading tasks"),
         (ALL, (8, 256), "memory grows with the length"),
@@ -78,10 +78,10 @@ def plain_losses(maps: Any, outputs: Any, mask: Tensor) -> Tensor:
 
 
 @BENCHMARK.provider("eager")
-def written_plainly(input_ids: Tensor, labels: Tensor, stored: Tensor, like: Tensor, part: str) -> Tensor:
+def written_plainly(input_ids: Tensor, labels: Tensor, stored: Tensor, like: Tensor, method: str) -> Tensor:
     batch = batch_of(input_ids)
     mask = batch["attention_mask"].to(like.dtype)
-    if part == LOSSES:
+    if method == LOSSES:
         leaves, mine, theirs = features_of(tuple(input_ids.shape), like.dtype)
         maps = [[_maps(a, mask) for a in features.attention] for features in (mine, theirs)]
         loss = plain_losses(maps, (mine.outputs.values(), theirs.outputs.values()), mask)
@@ -129,9 +129,9 @@ def trainer() -> Any:
 
 
 @BENCHMARK.provider("fastkd")
-def trained(input_ids: Tensor, labels: Tensor, stored: Tensor, like: Tensor, part: str) -> Tensor:
+def trained(input_ids: Tensor, labels: Tensor, stored: Tensor, like: Tensor, method: str) -> Tensor:
     batch = batch_of(input_ids)
-    if part == LOSSES:
+    if method == LOSSES:
         leaves, mine, theirs = features_of(tuple(input_ids.shape), like.dtype)
         objective = MaKDObjective(hidden_weight=0.0, logits_weight=0.0, labels_weight=0.0)
         loss, _ = objective(mine, theirs, labels, batch["attention_mask"])
@@ -167,8 +167,8 @@ def _gradients(loss: Tensor, leaves: list[Tensor]) -> Tensor:
     return torch.cat([loss.detach().reshape(1), *(gradient[0].flatten() for gradient in gradients)])
 
 
-@BENCHMARK.limit("passes", direction=STEP, objection=lambda case: None if case.options["part"] == ALL else "no pass")
-def passes(input_ids: Tensor, labels: Tensor, stored: Tensor, like: Tensor, part: str) -> Tensor:
+@BENCHMARK.limit("passes", direction=STEP, objection=lambda case: None if case.options["method"] == ALL else "no pass")
+def passes(input_ids: Tensor, labels: Tensor, stored: Tensor, like: Tensor, method: str) -> Tensor:
     """One pass of the teacher and of the student."""
     teacher, student = models(like.dtype)
     student.train()

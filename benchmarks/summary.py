@@ -126,7 +126,7 @@ def _step_line(problem: results.Problem) -> tuple[str, ...]:
         *map(results.duration, times),
         f"{1e3 * rows / times[1]:.3g}",
         f"{times[0] / times[1]:.3g}×",
-        f"{float(ours['ratio_to_limit']):.3g}×",
+        f"{float(ours['ratio_to_limit']):.3g}×" if ours["ratio_to_limit"] else "",
         " / ".join(peaks),
     )
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import __main__ as program
-from benchmarks import overview, plot, results, summary, train_step
+from benchmarks import overview, plot, results, summary
 from benchmarks.measure import CALLS_PER_OVERHEAD_SAMPLE, MAX_ROUNDS, WrongResult, bind, check, interleave
 from benchmarks.memory import peak_meter
 from benchmarks.registry import FORWARD, FORWARD_BACKWARD, STEP, Case, Provider, load_benchmarks
@@ -244,17 +244,6 @@ def test_steps_have_a_table_of_their_own(tmp_path):
     text = summary.rewritten("<!-- steps: x -->\nold<!-- end of steps -->", found)
     assert "| mixkd | 32 × 24 | 1 s | 800 ms | 40 | 1.25× | 1.25× | 100 / 80 |" in text
     assert "old" not in text
-
-
-@pytest.mark.parametrize("method", ["mixkd", "kd", "mkd", "mkd-cached"])
-def test_a_trainers_step_is_the_method_written_plainly(method):
-    case = Case("train_step", (3, 8), torch.float32, "small", directions=(STEP,), options={"method": method})
-    inputs = train_step.make_inputs(case)
-    calls = {"fastkd": bind(train_step.BENCHMARK["fastkd"], case, inputs, STEP)}
-    check(train_step.BENCHMARK, case, inputs, STEP, calls)
-    calls["fastkd"] = lambda: (1.01 * train_step.trained(**inputs, method=method),)
-    with pytest.raises(WrongResult):
-        check(train_step.BENCHMARK, case, inputs, STEP, calls)
 
 
 def test_the_pictures_of_all_ops_show_what_was_measured(rows, tmp_path):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,3 +104,12 @@ def test_bad_input_is_refused_before_any_work(folder, tmp_path, capsys):
     assert distil(folder, tmp_path / "out", "--stages", "0.6,0.3") == 1
     assert "stages must be two rising numbers" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_example_runs(folder, tmp_path, monkeypatch, capsys):
+    example = Path(__file__).resolve().parents[1] / "examples" / "distil_makd.py"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(example), str(folder / "teacher"), str(folder / "glue")])
+    runpy.run_path(str(example))
+    assert "energy kept" in capsys.readouterr().out
+    assert "ranks" in (tmp_path / "runs" / "student" / "config.json").read_text()
