@@ -4,7 +4,7 @@ import json
 
 from tiny import WORDS
 
-CONTEXTS = ("the good film", "not a bad plot", "very fine plot the awful film", "the poor film a great plot")
+CONTEXTS = ("the good film", "a bad the plot a", "film the a the a the fine the", "poor the a plot the a the a the")
 
 
 def paragraph(context, *questions):
@@ -31,14 +31,12 @@ def write(path, *articles):
 
 
 def learnable(unanswerable=False):
-    """Questions that name an adjective, whose answer is the word after it; or, on request, have none."""
+    """Asked "very", the answer is the adjective of the context, asked "a" it is the noun; asked "not" there is none."""
     paragraphs = []
     for index, context in enumerate(CONTEXTS * 4):
-        words = context.split()
-        asked = [word for word in words[:-1] if word in WORDS[:6]]
-        questions = [(f"q{index}-{word}", word, [words[words.index(word) + 1]]) for word in asked]
+        adjective, noun = (next(word for word in context.split() if word in some) for some in (WORDS[:6], WORDS[6:8]))
+        questions = [(f"{index}-very", "very", [adjective]), (f"{index}-a", "a", [noun])]
         if unanswerable:
-            absent = next(word for word in WORDS[:6] if word not in words)
-            questions.append((f"q{index}-none", absent, []))
+            questions.append((f"{index}-not", "not", []))
         paragraphs.append(paragraph(context, *questions))
     return [article("one", *paragraphs[:8]), article("two", *paragraphs[8:])]
