@@ -80,6 +80,10 @@ def test_a_long_prompt_loses_the_end_of_its_input_or_instruction():
     assert cut_prompt(row, tokenizer, whole - 7) == prompt_of("Sum up.", "012")
     with pytest.raises(ValueError, match=f"max_prompt_length is {whole - 10}; the prompt of 'Sum up.' needs more"):
         cut_prompt(row, tokenizer, whole - 10)
+    row = {"instruction": "Sum up.", "input": "éé漢"}  # tokens that end inside a character
+    assert cut_prompt(row, tokenizer, whole - 4) == prompt_of("Sum up.", "éé")
+    with pytest.raises(ValueError, match="needs more"):
+        cut_prompt(row, tokenizer, whole - 9)
     row = {"instruction": "Sum up.", "input": ""}
     assert cut_prompt(row, tokenizer, len(prompt_of("Sum"))) == prompt_of("Sum")
 

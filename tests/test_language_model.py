@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from fastkd.data.batches import language_model_collator, padding_id
 from fastkd.data.instructions import encode_instructions, load_instructions, prompt_of
 from fastkd.data.rouge import rouge_l
-from fastkd.training.generation import generate_responses, rouge_of
+from fastkd.training.generation import GumbelNoise, generate_responses, rouge_of
 from fastkd.training.language_model import LanguageModelTrainer
 
 ROWS = [{"instruction": word, "output": word * count} for word, count in (("a", 9), ("bb", 1), ("c", 2), ("d", 17))]
@@ -101,21 +101,31 @@ def test_draws_do_not_depend_on_the_batch_size(warp):
     assert len(set(one[0])) == len(PROMPTS)
 
 
+def test_the_largest_of_noisy_logits_is_a_draw_from_their_softmax():
+    probabilities = torch.tensor([0.6, 0.25, 0.1, 0.05, 0.0])
+    draws = 4000
+    noise = GumbelNoise(7, range(draws), torch.device("cpu"))
+    made = noise(None, probabilities.log().expand(draws, -1)).argmax(-1)
+    found = torch.bincount(made, minlength=5) / draws
+    torch.testing.assert_close(found, probabilities, atol=0.025, rtol=0)
+    assert found[-1] == 0
+
+
 def test_sampling_follows_the_models_distribution():
     model, tokenizer = decoder(initializer_range=0.5), byte_tokenizer()
     ids = torch.tensor([tokenizer("x")["input_ids"]])
-    warped = model(ids).logits[0, -1].div(0.7).softmax(-1)
-    kept = warped.topk(4)
+    warped = model(ids).logits[0, -1].div(3.0).softmax(-1)
+    kept = warped.topk(8)
     expected = collections.Counter()
     for token, probability in zip(kept.indices, kept.values / kept.values.sum(), strict=True):
         expected[tokenizer.decode(token)] += probability.item()  # bytes that are no text look alike
-    draws = 2000
+    draws = 4000
     (made,) = generate_responses(
-        model, tokenizer, ["x"] * draws, seeds=[0], max_new_tokens=1, temperature=0.7, top_k=4, batch_size=500
+        model, tokenizer, ["x"] * draws, seeds=[0], max_new_tokens=1, temperature=3.0, top_k=8, batch_size=500
     )
-    assert len(expected) > 2
+    assert len(expected) > 4
     found = {text: count / draws for text, count in collections.Counter(made).items()}
-    assert found == pytest.approx(expected, abs=4 * 0.5 / draws**0.5)
+    assert found == pytest.approx(expected, abs=4 * 0.4 / draws**0.5)
 
 
 def test_a_models_own_generation_config_changes_nothing():

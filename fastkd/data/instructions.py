@@ -67,12 +67,14 @@ def cut_prompt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_p
     texts = {"instruction": row["instruction"], "context": row["input"]}
     field = "context" if row["input"] else "instruction"
     while (excess := len(tokenizer(prompt_of(**texts))["input_ids"]) - max_prompt_length) > 0:
-        offsets = tokenizer(texts[field], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        if len(offsets) <= excess:
+        text = texts[field]
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        # to the beginning of the first token too many: the token before it may end inside the same character
+        texts[field] = text[: min(offsets[-excess][0], len(text) - 1)] if excess < len(offsets) else ""
+        if not texts[field]:
             raise ValueError(
                 f"max_prompt_length is {max_prompt_length}; the prompt of {row['instruction'][:40]!r} needs more"
             )
-        texts[field] = texts[field][: offsets[-excess - 1][1]]
     return prompt_of(**texts)
 
 

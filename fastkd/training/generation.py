@@ -110,7 +110,7 @@ def generate_responses(
         for seed, texts in zip(seeds, responses, strict=True):
             for batch in batches:
                 inputs = _left_padded([rows[index] for index in batch], padding_id(tokenizer), model.device)
-                noise = _GumbelNoise(seed, batch, model.device)
+                noise = GumbelNoise(seed, batch, model.device)
                 processors = LogitsProcessorList([*warpers, noise])
                 made = generate(**inputs, generation_config=config, logits_processor=processors)
                 for index, ids in zip(batch, made[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
@@ -120,7 +120,7 @@ def generate_responses(
     return responses
 
 
-class _GumbelNoise(LogitsProcessor):
+class GumbelNoise(LogitsProcessor):
     """Makes the largest logit of a row a draw from its softmax, by a generator of the row's own."""
 
     def __init__(self, seed: int, rows: Sequence[int], device: torch.device) -> None:
