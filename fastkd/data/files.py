@@ -9,13 +9,16 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from fastkd.data.task import Task
 
 SUFFIXES = (".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")
 NO_GOLD_LABEL = "-"  # SNLI's mark of a pair on which the annotators did not agree
+
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError)
+"""What reading a damaged or truncated text file raises."""
 
 Line = tuple[int, list[str]]
 
@@ -71,20 +74,25 @@ def read_task_files(task: Task, data_dir: Path) -> dict[str, dict[str, list[Any]
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; {task.name} is read from {layout.folder}/ inside data_dir")
     stems = _MNLI_SPLITS if task.name == "mnli" else _SPLITS
-    paths = {split: _find_file(folder, stem) for split, stem in stems.items()}
+    paths = {split: find_file(folder, stem) for split, stem in stems.items()}
     if paths["train"] is None or not any(path for split, path in paths.items() if split != "train"):
         missing = " and ".join(f"{stems[split]}*" for split, path in paths.items() if path is None)
         raise FileNotFoundError(f"{folder} has no file {missing} that ends in {', '.join(SUFFIXES)}")
     return {split: _read_table(task, layout, path) for split, path in paths.items() if path is not None}
 
 
-def _find_file(folder: Path, stem: str) -> Path | None:
-    exact = [folder / f"{stem}{suffix}" for suffix in SUFFIXES if (folder / f"{stem}{suffix}").is_file()]
-    similar = sorted(path for path in folder.iterdir() if path.name.startswith(stem) and path.name.endswith(SUFFIXES))
+def find_file(folder: Path, stem: str, suffixes: tuple[str, ...] = SUFFIXES) -> Path | None:
+    """The file of that stem and one of the suffixes or, failing that, the only one whose name begins with the stem.
+
+    Raises:
+        ValueError: there are several.
+    """
+    exact = [folder / f"{stem}{suffix}" for suffix in suffixes if (folder / f"{stem}{suffix}").is_file()]
+    similar = sorted(path for path in folder.iterdir() if path.name.startswith(stem) and path.name.endswith(suffixes))
     candidates = exact or similar
     if len(candidates) > 1:
         names = ", ".join(path.name for path in candidates)
-        raise ValueError(f"{folder} has several files for {stem}: {names}; leave one, or name one {stem}.tsv")
+        raise ValueError(f"{folder} has several files for {stem}: {names}; leave one, or name one {stem}{suffixes[0]}")
     return candidates[0] if candidates else None
 
 
@@ -103,16 +111,21 @@ def _read_table(task: Task, layout: Layout, path: Path) -> dict[str, list[Any]]:
     return table
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered non-blank lines; only a newline ends a line, because texts contain other separators."""
-    number = 0
+def open_text(path: Path) -> TextIO:
+    """A text file, plain or gzipped, in which only a newline ends a line, because texts contain other separators."""
     opener = gzip.open if path.suffix == ".gz" else open
+    return cast(TextIO, opener(path, "rt", encoding="utf-8-sig", newline="\n"))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered non-blank lines."""
+    number = 0
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+        with open_text(path) as file:
             for number, text in enumerate(file, start=1):
                 if text.strip():
                     yield number, text.rstrip("\r\n")
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+    except DAMAGED as error:
         raise ValueError(f"{path} is damaged or truncated after line {number}: {error}") from error
 
 
@@ -131,7 +144,8 @@ def _tsv_fields(path: Path, names: tuple[tuple[str, ...], ...], header: tuple[st
         yield number, [fields[position] for position in positions]
 
 
-def _jsonl_fields(path: Path, names: tuple[tuple[str, ...], ...], header: tuple[str, ...] | None) -> Iterator[Line]:
+def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a .jsonl file and the numbers of their lines."""
     for number, text in _lines(path):
         try:
             row = json.loads(text)
@@ -139,6 +153,11 @@ def _jsonl_fields(path: Path, names: tuple[tuple[str, ...], ...], header: tuple[
             raise ValueError(f"{path}, line {number}: not JSON ({error}); the file may be truncated") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: a JSON object is needed, not {type(row).__name__}")
+        yield number, row
+
+
+def _jsonl_fields(path: Path, names: tuple[tuple[str, ...], ...], header: tuple[str, ...] | None) -> Iterator[Line]:
+    for number, row in json_rows(path):
         where = f"{path}, line {number}"
         fields = [row[_present(accepted, tuple(row), where)] for accepted in names]
         if not all(isinstance(field, str | int | float) for field in fields):

@@ -6,25 +6,23 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from fastkd.data.encode import MultiTaskDataset
 from fastkd.data.metrics import main_score, task_metrics
 from fastkd.data.task import Task
 from fastkd.training.sampler import MultiTaskBatchSampler
+from fastkd.training.step_mean import StepMeanTrainer
 
-SAMPLING_STRATEGIES = ("random", "group_by_length")
 
-
-class MultiTaskTrainer(Trainer):
+class MultiTaskTrainer(StepMeanTrainer):
     """Trains a model with a head per task and evaluates every task.
 
     The loss of an optimiser step is the mean over all rows of its batches, of whatever task, micro-batch or
-    process: the same rows give the same gradient for any ``gradient_accumulation_steps``.
+    process: see ``StepMeanTrainer``.
 
     ``evaluate`` reports ``eval_<set>_<metric>`` for every evaluation set (named as its task) and
     ``eval_average``, the mean of the tasks' main scores (0 to 100); a task with several sets counts once.
@@ -38,13 +36,7 @@ class MultiTaskTrainer(Trainer):
         eval_dataset: evaluation sets by name, each of one task.
         sampling_tau: None takes every row once per epoch; otherwise see ``MultiTaskBatchSampler``.
         **kwargs: passed to ``transformers.Trainer``.
-
-    Raises:
-        ValueError: several GPUs without torchrun, which would mean ``nn.DataParallel``; or an argument of
-            Trainer that has no meaning here.
     """
-
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -57,36 +49,12 @@ class MultiTaskTrainer(Trainer):
         sampling_tau: float | None = None,
         **kwargs: Any,
     ) -> None:
-        args = args or TrainingArguments()
-        _check_arguments(args, kwargs)
-        args.remove_unused_columns = False
         kwargs.setdefault("compute_metrics", self._metrics_of_task)
         sets = None if eval_dataset is None else dict(eval_dataset)
         super().__init__(model, args, data_collator, train_dataset, sets, **kwargs)
-        # Trainer counts the rows of an accumulation window only for models said to accept that count.
-        self.model_accepts_loss_kwargs = True
         self.sampling_tau = sampling_tau
         self._epoch_callback = _EpochOfSampler()
         self.add_callback(self._epoch_callback)
-
-    def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, Any]:
-        """Mean loss over the batch's rows, and the model's output. What a training method overrides."""
-        outputs = model(**batch)
-        return outputs.loss, outputs
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        loss, outputs = self.batch_loss(model, inputs)
-        if num_items_in_batch is not None:
-            # The gradient is averaged over processes, and the count is of all of them unless told otherwise.
-            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            loss = loss * (len(inputs["input_ids"]) * processes / num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         if not isinstance(self.train_dataset, MultiTaskDataset):
@@ -136,21 +104,6 @@ class MultiTaskTrainer(Trainer):
 
     def _metrics_of_task(self, prediction: EvalPrediction) -> dict[str, float]:
         return task_metrics(self._evaluated_task, prediction.predictions, prediction.label_ids)
-
-
-def _check_arguments(args: TrainingArguments, trainer_arguments: Mapping[str, Any]) -> None:
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs are visible to one process, which would mean nn.DataParallel; start one "
-            "process per GPU with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES to one GPU"
-        )
-    strategy = args.train_sampling_strategy
-    if strategy not in SAMPLING_STRATEGIES:
-        raise ValueError(f"train_sampling_strategy is {strategy!r}; it must be one of {', '.join(SAMPLING_STRATEGIES)}")
-    if args.dataloader_drop_last:
-        raise ValueError("dataloader_drop_last is not supported; a short batch counts by its rows")
-    if args.label_smoothing_factor or trainer_arguments.get("compute_loss_func"):
-        raise ValueError("label_smoothing_factor and compute_loss_func are not used; override batch_loss")
 
 
 def _only_task(dataset: Any) -> Task:
