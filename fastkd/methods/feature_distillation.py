@@ -1,9 +1,10 @@
-"""Distillation by what student and teacher compute inside, on any objective."""
+"""Distillation by what student and teacher compute inside, on any objective, for any kind of answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,40 +13,74 @@ from transformers import PreTrainedModel, TrainingArguments
 from fastkd.methods.objective import Objective
 from fastkd.students.layers import linear_maps, transformer_layers
 from fastkd.students.low_rank import dense_weight
-from fastkd.training.distillation import DistillationTrainer, agreement
+from fastkd.training.distillation import DistillationTrainer, agreement, autocast_dtype, place_teachers
+from fastkd.training.language_model import LanguageModelTrainer
+from fastkd.training.parts_trainer import PartsTrainer
+from fastkd.training.spans import POSITIONS, SpanTrainer
 from fastkd.training.taps import Features, Taps
 
+Parts = dict[str, Tensor]
 
-class FeatureDistillationTrainer(DistillationTrainer):
-    """Trains a sequence classifier with an objective on the features of student and teacher.
 
-    The teacher answers at every step, since features are not stored.
+class FeatureDistillation(PartsTrainer):
+    """What the trainers below have in common.
+
+    The teacher answers at every step, since features are not stored. Means over tokens are over those of all
+    micro-batches and processes of a step.
 
     Args:
-        model: the student; see ``DistillationTrainer``.
+        model: the student.
         args: ordinary training arguments, or a method's.
         objective: see :class:`fastkd.methods.objective.Objective`. One with a method ``at(progress)`` changes with
             the part of the training that is done.
-        teacher: a model with a head per task, or a dict from task to model.
-        **kwargs: of ``DistillationTrainer``.
+        teacher: documented by each.
+        **kwargs: of the trainer without distillation.
 
     Raises:
-        ValueError: as ``DistillationTrainer``, or a model that cannot be tapped (see ``Taps``).
+        ValueError: a teacher is missing, or a model cannot be tapped (see ``Taps``).
+    """
+
+    objective: Objective
+
+    def tap(self, model: nn.Module) -> Taps:
+        """For the features that the objective needs."""
+        needs = self.objective
+        return Taps(model, attention=needs.needs_attention, hidden=needs.needs_hidden, maps=needs.needs_maps)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        tokens = torch.as_tensor(sum(batch["attention_mask"].sum() for batch in batches), device=device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:  # as the items are counted
+            tokens = self.accelerator.gather(tokens).sum()
+        self._tokens_per_item = tokens / items
+        return batches, items
+
+    def compare(
+        self, student: Features, teacher: Features, labels: Tensor, batch: Mapping[str, Any]
+    ) -> tuple[Tensor, Parts]:
+        """The objective and its parts."""
+        tokens = self._tokens_per_item * self.count_items(batch)
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        at: Callable[[float], Objective] | None = getattr(self.objective, "at", None)
+        objective = self.objective if at is None else at(progress)
+        return objective(student, teacher, labels, batch["attention_mask"], tokens=tokens)
+
+
+class FeatureDistillationTrainer(FeatureDistillation, DistillationTrainer):
+    """Trains a sequence classifier with an objective on the features of student and teacher.
+
+    ``teacher`` is a model with a head per task, or a dict from task to model: see ``DistillationTrainer``.
     """
 
     def __init__(
-        self, model: PreTrainedModel, args: TrainingArguments, *arguments: Any, objective: Objective, **kwargs: Any
+        self, model: PreTrainedModel, args: TrainingArguments, *rest: Any, objective: Objective, **kwargs: Any
     ) -> None:
-        self.objective: Objective = objective
-        super().__init__(model, args, *arguments, **kwargs)
-        self._student_taps = self._tap(model)
+        self.objective = objective
+        super().__init__(model, args, *rest, **kwargs)
+        self._student_taps = self.tap(model)
         teachers = self.signal.teachers if self.signal else {}
-        taps = {id(teacher): self._tap(teacher) for teacher in {id(t): t for t in teachers.values()}.values()}
+        taps = {id(teacher): self.tap(teacher) for teacher in {id(t): t for t in teachers.values()}.values()}
         self._teacher_taps = {task: taps[id(teacher)] for task, teacher in teachers.items()}
-
-    def _tap(self, model: nn.Module) -> Taps:
-        needs = self.objective
-        return Taps(model, attention=needs.needs_attention, hidden=needs.needs_hidden, maps=needs.needs_maps)
 
     def tasks_to_ask(self, datasets: Mapping[str, Any]) -> list[str]:
         return list(datasets) if self.objective.needs_teacher else []
@@ -55,15 +90,14 @@ class FeatureDistillationTrainer(DistillationTrainer):
 
     def distillation_loss(
         self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, teacher_logits: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor], Any]:
+    ) -> tuple[Tensor, Parts, Any]:
         teacher = self._teacher_features(inputs)
         with self._student_taps.record() as student:
             outputs = self.student_outputs(model, inputs)
         student.logits = outputs.logits
         if self.objective.needs_weights:
             student.weights = map_weights(model)
-        tokens = self._tokens_per_item * len(labels)
-        loss, parts = self._objective_now()(student, teacher, labels, inputs.get("attention_mask"), tokens=tokens)
+        loss, parts = self.compare(student, teacher, labels, inputs)
         agreed = {} if teacher.logits is None else agreement(outputs.logits, teacher.logits)
         return loss, parts | agreed, outputs
 
@@ -78,20 +112,111 @@ class FeatureDistillationTrainer(DistillationTrainer):
             teacher.weights = map_weights(self.signal.teachers[task])
         return teacher
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        tokens = sum(batch["attention_mask"].sum() for batch in batches)
-        if self.args.average_tokens_across_devices:  # as the items are counted
-            tokens = self.accelerator.gather(tokens.to(device)).sum()
-        self._tokens_per_item = tokens / items
-        return batches, items
 
-    def _objective_now(self) -> Objective:
-        at: Callable[[float], Objective] | None = getattr(self.objective, "at", None)
-        return self.objective if at is None else at(self.state.global_step / max(1, self.state.max_steps))
+class ModelDistillation(FeatureDistillation):
+    """For a single teacher that is called as the student is."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *rest: Any,
+        objective: Objective,
+        teacher: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.objective = objective
+        super().__init__(model, args, *rest, **kwargs)
+        self._student_taps, self._teacher_taps = self.tap(model), None
+        self.teacher = teacher if objective.needs_teacher else None
+        if objective.needs_teacher:
+            if teacher is None:
+                raise ValueError("teacher is None, but the loss compares the student with it")
+            _check_vocabulary(model, teacher)
+            place_teachers(self, [teacher.eval().requires_grad_(False)])
+            self._teacher_taps = self.tap(teacher)
+
+    def answers(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        """The logits (..., classes) that the labels are of."""
+        raise NotImplementedError
+
+    def labels(self, batch: Mapping[str, Any]) -> Tensor:
+        """As many as the answers have rows; see :class:`fastkd.methods.objective.Objective`."""
+        raise NotImplementedError
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What both models are called with."""
+        raise NotImplementedError
+
+    def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Any]:
+        if not model.training:
+            return super().batch_loss(model, batch)
+        teacher = self._teacher_features(batch)
+        with self._student_taps.record() as student:
+            outputs = model(**self.inputs(batch))
+        student.logits = self.answers(outputs, batch)
+        if self.objective.needs_weights:
+            student.weights = map_weights(model)
+        loss, parts = self.compare(student, teacher, self.labels(batch), batch)
+        self.count(parts)
+        return loss, outputs
+
+    @torch.no_grad()
+    def _teacher_features(self, batch: Mapping[str, Any]) -> Features:
+        if self.teacher is None or self._teacher_taps is None:
+            return Features()
+        dtype, device = autocast_dtype(self.args), batch["input_ids"].device.type
+        with self._teacher_taps.record() as teacher, torch.autocast(device, dtype) if dtype else nullcontext():
+            outputs = self.teacher(**self.inputs(batch))
+        teacher.logits = self.answers(outputs, batch)
+        if self.objective.needs_weights:
+            teacher.weights = map_weights(self.teacher)
+        return teacher
+
+
+class SpanDistillationTrainer(ModelDistillation, SpanTrainer):
+    """Trains any ``AutoModelForQuestionAnswering`` with an objective; ``teacher`` is another one of its vocabulary.
+
+    A window has two answers, the first and the last token, among its tokens without the pads.
+    """
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in batch.items() if name in self._accepted}
+
+    def answers(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=1)
+        return logits.float().masked_fill(batch["attention_mask"][:, None] == 0, -torch.inf)
+
+    def labels(self, batch: Mapping[str, Any]) -> Tensor:
+        return torch.stack([batch[name] for name in POSITIONS], dim=1)
+
+
+class LanguageModelDistillationTrainer(ModelDistillation, LanguageModelTrainer):
+    """Trains any ``AutoModelForCausalLM`` with an objective; ``teacher`` is another one of its vocabulary.
+
+    Answers are the next tokens of the responses; states and attention are compared on all tokens but pads.
+    """
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: batch[name] for name in ("input_ids", "attention_mask")} | {"use_cache": False}
+
+    def answers(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        return cast(Tensor, outputs.logits)[:, :-1]
+
+    def labels(self, batch: Mapping[str, Any]) -> Tensor:
+        return cast(Tensor, batch["labels"])[:, 1:]
 
 
 def map_weights(model: nn.Module) -> dict[str, Tensor]:
     """The matrices (out, in) of the layers' linear maps, by name; of a factorised one the product of its factors."""
     _, layers = transformer_layers(model)
     return {name: dense_weight(module) for name, module in linear_maps(layers).items()}
+
+
+def _check_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    own, theirs = (model.get_input_embeddings().num_embeddings for model in (student, teacher))
+    if own != theirs:
+        raise ValueError(
+            f"the teacher has {theirs} word embeddings and the student {own}: both read the same token ids, so they "
+            "must have one tokenizer"
+        )

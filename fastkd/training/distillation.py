@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, cast
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from fastkd.data.encode import MultiTaskDataset
 from fastkd.training.adoption import accepted_inputs, adopt
-from fastkd.training.checkpoints import last_checkpoint
 from fastkd.training.classifiers import task_loss
-from fastkd.training.loss_parts import LossParts, Place, means
+from fastkd.training.loss_parts import Place
+from fastkd.training.parts_trainer import PartsTrainer
 from fastkd.training.signals import COLUMN, TeacherSignal
+from fastkd.training.step_mean import StepMeanTrainer
 from fastkd.training.trainer import MultiTaskTrainer
 
 
-class DistillationTrainer(MultiTaskTrainer):
+class DistillationTrainer(PartsTrainer, MultiTaskTrainer):
     """Trains a student with a loss that a method defines by overriding :meth:`distillation_loss`.
 
     The teacher is in evaluation mode and frozen, its matrix products in the dtype of ``args``' mixed precision. It
     stays out of the student's weights, optimizer, checkpoints and data-parallel wrapper; FSDP2 shards it too.
 
-    The unweighted parts of the loss are logged as ``loss_<part>`` and the rows on which student and teacher agree as
-    ``agreement``: means over the micro-batches of all processes since the last log, summed on the device. A part that
-    is NaN or infinite ends the training with ``FloatingPointError`` at the next log, save or end, before anything
-    is saved. ``eval_loss`` is the hard-label loss.
-
-    ``train(resume_from_checkpoint=True)`` goes on from the last checkpoint that is whole, or starts anew without one.
+    What is logged of the loss, how a broken one ends the training, and resuming: see ``PartsTrainer``. ``agreement`` is
+    the part of the rows on which student and teacher agree, ``eval_loss`` the hard-label loss.
 
     Args:
         model: the student: a model with ``config.tasks`` and a head for each, or, on one task, any sequence classifier
@@ -57,20 +53,17 @@ class DistillationTrainer(MultiTaskTrainer):
         datasets = train_dataset.datasets if train_dataset else {}
         tasks = train_dataset.tasks if train_dataset else {}
         adopt(model, {name: task.label_names for name, task in tasks.items()})
-        args.logging_nan_inf_filter = False  # it would read the loss at every step, and hide what is to be found
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
         self._accepted = accepted_inputs(model)
-        self._parts = LossParts()
-        self._micro_batch = 0
         self.signal: TeacherSignal | None = None
         asked = self.tasks_to_ask(datasets)
         if asked:
             if teacher is None:
                 raise ValueError(f"teacher is None {self._why_a_teacher(', '.join(asked))}")
             labels = {task: model.config.tasks[task]["labels"] for task in asked}
-            self.signal = TeacherSignal(teacher, labels, autocast=_autocast(args))
+            self.signal = TeacherSignal(teacher, labels, autocast=autocast_dtype(args))
             _check_vocabularies(model, self.signal)
-            self._place_teacher(self.signal)
+            place_teachers(self, self.signal.teachers.values())
 
     def tasks_to_ask(self, datasets: Mapping[str, Any]) -> list[str]:
         """The tasks for which the loss needs the teacher itself: by default those whose rows do not hold its logits."""
@@ -92,63 +85,21 @@ class DistillationTrainer(MultiTaskTrainer):
             outputs = self.student_outputs(model, inputs)
             return task_loss(outputs.logits, labels), outputs
         loss, parts, outputs = self.distillation_loss(model, inputs, labels, batch.get(COLUMN))
-        self._parts.add(parts, Place(self.state.global_step, self._micro_batch))
-        self._micro_batch += 1
+        self.count(parts)
         return loss, outputs
 
     def student_outputs(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
         """The student called with those of the inputs that it takes."""
         return model(**{name: value for name, value in inputs.items() if name in self._accepted})
 
-    @property
-    def place(self) -> Place:
-        """The micro-batch that is being trained on."""
-        return Place(self.state.global_step, self._micro_batch)
-
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        self._micro_batch = 0
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(cast(str, self.args.output_dir), self.args.world_size)
-        result = super().train(resume_from_checkpoint, *args, **kwargs)
-        self._stop_if_broken()
-        return result
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs:
-            self._stop_if_broken()
-            of_all = means(gather_object([self._parts.totals()]))
-            logs |= {name if name == "agreement" else f"loss_{name}": round(mean, 4) for name, mean in of_all.items()}
-        super().log(logs, *args, **kwargs)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self._stop_if_broken()
-        super()._save_checkpoint(*args, **kwargs)
-
-    def _stop_if_broken(self) -> None:
-        """In all processes together: what one has seen is in every one's weights after the step."""
-        found = self._parts.broken()
-        here = None
-        if found is not None:
-            place, parts = found
-            where = f"step {place.step + 1} ({self._rows_of(place)})"
-            here = f"{' and '.join(parts)} of the loss is NaN or infinite in {where}"
-        broken = [message for message in gather_object([here]) if message]
-        if broken:
-            kept = last_checkpoint(cast(str, self.args.output_dir), self.args.world_size)
-            raise FloatingPointError(f"{broken[0]}; the last good checkpoint is {kept or 'none'}")
-
-    def _rows_of(self, place: Place) -> str:
-        """Which rows a micro-batch of this process held: the sampler gives them again."""
+    def rows_of(self, place: Place) -> str:
+        """The task and the rows, which the sampler gives again."""
         accumulation, processes = self.args.gradient_accumulation_steps, self.args.world_size
         per_epoch = -(-len(self.get_train_dataloader()) // accumulation)
         epoch, step = divmod(place.step, per_epoch)
-        sampler = self._epoch_callback.sampler
-        dataset = self.train_dataset
+        sampler, dataset = self._epoch_callback.sampler, self.train_dataset
         if sampler is None or not isinstance(dataset, MultiTaskDataset):
-            return "rows unknown"
+            return super().rows_of(place)
         sampler.set_epoch(epoch)
         number = (step * accumulation + place.micro_batch) * processes + self.args.process_index
         rows = [dataset[index] for index in next(islice(iter(sampler), number, None))]
@@ -160,16 +111,19 @@ class DistillationTrainer(MultiTaskTrainer):
             "give a teacher, or add the column with add_teacher_logits"
         )
 
-    def _place_teacher(self, signal: TeacherSignal) -> None:
-        if not self.is_fsdp_enabled:
-            signal.to(self.args.device)
-            return
-        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
-        if not self.accelerator.is_fsdp2:
-            raise ValueError("FSDP version 1 is not supported; set fsdp_version to 2")
-        for model in {id(model): model for model in signal.teachers.values()}.values():
-            fsdp2_prepare_model(self.accelerator, model)
+def place_teachers(trainer: StepMeanTrainer, teachers: Iterable[nn.Module]) -> None:
+    """On the trainer's device, or sharded where its student is."""
+    if not trainer.is_fsdp_enabled:
+        for model in teachers:
+            model.to(trainer.args.device)
+        return
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    if not trainer.accelerator.is_fsdp2:
+        raise ValueError("FSDP version 1 is not supported; set fsdp_version to 2")
+    for model in {id(model): model for model in teachers}.values():
+        fsdp2_prepare_model(trainer.accelerator, model)
 
 
 def agreement(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, Tensor]:
@@ -180,7 +134,8 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, Tenso
     return {"agreement": same.float().mean()}
 
 
-def _autocast(args: TrainingArguments) -> torch.dtype | None:
+def autocast_dtype(args: TrainingArguments) -> torch.dtype | None:
+    """Of the matrix products of a frozen model beside the one that is trained; None for float32."""
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
