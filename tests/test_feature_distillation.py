@@ -1,0 +1,127 @@
+"""Readers and language models distilled by features: a step is the objective on plain calls, however it is divided."""
+
+import copy
+
+import pytest
+import torch
+from decoder_samples import byte_tokenizer, decoder
+from test_language_model import instructions  # noqa: F401
+from test_language_model import rows as responses  # noqa: F401
+from test_spans import data as windows  # noqa: F401
+from test_trainer import Gradients
+from tiny import bert_config, tokenizer
+from torch.nn import functional as F
+from transformers import BertForQuestionAnswering
+
+from fastkd.data.batches import language_model_collator, span_collator
+from fastkd.methods.feature_distillation import LanguageModelDistillationTrainer, SpanDistillationTrainer
+from fastkd.methods.makd import MaKDConfig, MaKDObjective
+from fastkd.students import factorize, plan_factorization
+from fastkd.training.taps import Taps
+
+
+def reader(seed):
+    torch.manual_seed(seed)
+    return BertForQuestionAnswering(bert_config(initializer_range=0.5))
+
+
+class Kind:
+    """A kind of answers: its models, trainer and rows."""
+
+    def __init__(self, name, rows):
+        self.rows = rows.select(range(8))
+        self.spans = name == "spans"
+        self.trainer = SpanDistillationTrainer if self.spans else LanguageModelDistillationTrainer
+        self.collate = span_collator(tokenizer()) if self.spans else language_model_collator(byte_tokenizer())
+        self.teacher = reader(0) if self.spans else decoder()
+        if not self.spans:
+            with torch.no_grad():
+                for parameter in self.teacher.parameters():
+                    parameter.mul_(4.0)
+        self.student = factorize(self.teacher, plan_factorization(self.teacher, rank=4))
+
+    def make(self, folder, objective=None, teacher=True, callbacks=None, **arguments):
+        defaults = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "seed": 3}
+        args = MaKDConfig(str(folder), **(defaults | arguments))
+        return self.trainer(
+            copy.deepcopy(self.student), args, self.collate, self.rows, objective=objective or args.objective(),
+            teacher=copy.deepcopy(self.teacher) if teacher else None, callbacks=callbacks,
+        )  # fmt: skip
+
+    def call(self, model, batch):
+        taps = Taps(model, maps=True)
+        with taps.record() as features:
+            names = ("input_ids", "attention_mask", "token_type_ids")
+            output = model(**{name: batch[name] for name in names if name in batch})
+        if self.spans:
+            logits = torch.stack([output.start_logits, output.end_logits], 1)
+            features.logits = logits.masked_fill(batch["attention_mask"][:, None] == 0, -torch.inf)
+        else:
+            features.logits = output.logits[:, :-1]
+        return features
+
+    def labels(self, batch):
+        if self.spans:
+            return torch.stack([batch["start_positions"], batch["end_positions"]], 1)
+        return batch["labels"][:, 1:]
+
+
+@pytest.fixture(scope="module", params=["spans", "language"])
+def kind(request, windows, responses):  # noqa: F811
+    return Kind(request.param, windows[1] if request.param == "spans" else responses)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (2, 4), (3, 3)])
+def test_a_step_is_the_objective_on_plain_calls(kind, tmp_path, batch_size, accumulation):
+    kept = Gradients()
+    sizes = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+    trainer = kind.make(tmp_path, callbacks=[kept], max_steps=1, max_grad_norm=0.0, **sizes)
+    trainer.train()
+    batch = kind.collate(list(kind.rows))
+    student, teacher = copy.deepcopy(kind.student), copy.deepcopy(kind.teacher)
+    with torch.no_grad():
+        taught = kind.call(teacher, batch)
+    own = kind.call(student, batch)
+    loss, _ = MaKDObjective()(own, taught, kind.labels(batch), batch["attention_mask"])
+    loss.backward()
+    expected = {name: parameter.grad for name, parameter in student.named_parameters() if parameter.grad is not None}
+    torch.testing.assert_close(kept.steps[0], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_answers_count_where_they_have_a_label(kind):
+    batch = kind.collate(list(kind.rows))
+    own, taught = (kind.call(model, batch) for model in (kind.student, kind.teacher.requires_grad_(False)))
+    labels = kind.labels(batch)
+    weights = {f"{part}_weight": 0.0 for part in ("attention", "hidden", "mha", "ffn")}
+    _, parts = MaKDObjective(**weights, temperature=2.0)(own, taught, labels, batch["attention_mask"])
+    valid = labels != -100
+    mine, theirs = own.logits[valid].double(), taught.logits[valid].double()
+    torch.testing.assert_close(parts["labels"].double(), F.cross_entropy(mine, labels[valid]))
+    p, q = ((x / 2).log_softmax(-1) for x in (theirs, mine))
+    kl = 4 * torch.where(p == -torch.inf, 0.0, p.exp() * (p - q)).sum(-1).mean()
+    torch.testing.assert_close(parts["logits"].double(), kl, rtol=1e-4, atol=1e-6)
+
+
+def test_training_brings_the_student_closer(kind, tmp_path):
+    trainer = kind.make(tmp_path, num_train_epochs=15, learning_rate=5e-3, logging_steps=1)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss_mha" in entry]
+    for part in ("attention", "hidden", "mha", "ffn"):
+        assert logged[-1][f"loss_{part}"] < 0.9 * logged[0][f"loss_{part}"], part
+
+
+def test_labels_alone_need_no_teacher(kind, tmp_path):
+    weights = {f"{part}_weight": 0.0 for part in ("attention", "hidden", "mha", "ffn", "logits")}
+    trainer = kind.make(tmp_path, teacher=False, max_steps=1, **weights)
+    trainer.train()
+    assert trainer.teacher is None
+    with pytest.raises(ValueError, match="teacher is None, but the loss compares the student with it"):
+        kind.make(tmp_path, teacher=False)
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(kind, tmp_path):
+    other = copy.deepcopy(kind.teacher)
+    other.resize_token_embeddings(300)
+    objective = MaKDObjective()
+    with pytest.raises(ValueError, match="the teacher has 300 word embeddings"):
+        kind.trainer(kind.student, MaKDConfig(str(tmp_path), use_cpu=True), objective=objective, teacher=other)
