@@ -6,8 +6,8 @@ import torch
 from decoder_samples import byte_tokenizer, decoder, write_lines
 from squad_samples import learnable, write
 from subprocesses import ROOT
-from tiny import bert_config, tokenizer
-from transformers import AutoModelForCausalLM, AutoModelForQuestionAnswering, BertForQuestionAnswering
+from tiny import tokenizer
+from transformers import AutoModelForCausalLM, AutoModelForQuestionAnswering, BertConfig, BertForQuestionAnswering
 
 
 def run(name, arguments, folder, monkeypatch):
@@ -19,9 +19,10 @@ def run(name, arguments, folder, monkeypatch):
 
 def test_a_reader(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
-    config = bert_config()
-    config.max_position_embeddings = 256
-    BertForQuestionAnswering(config).save_pretrained(tmp_path / "teacher")
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForQuestionAnswering(BertConfig(vocab_size=16, max_position_embeddings=256, **sizes)).save_pretrained(
+        tmp_path / "teacher"
+    )
     tokenizer(model_max_length=256).save_pretrained(tmp_path / "teacher")
     for split in ("train", "dev"):
         write(tmp_path / "squad" / f"{split}.json", *learnable())
