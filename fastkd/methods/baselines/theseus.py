@@ -64,10 +64,10 @@ class Replaceable(nn.Module):
     code.
     """
 
-    def __init__(self, predecessors: nn.ModuleList, rate: float) -> None:
+    def __init__(self, predecessors: nn.ModuleList, successor: nn.Module, rate: float) -> None:
         super().__init__()
         self.predecessors = predecessors
-        self.successor: nn.Module = nn.Identity()
+        self.successor = successor
         self.rate = rate
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -108,9 +108,8 @@ def theseus(teacher: Model, layers: int, *, rate: float = Theseus.rate) -> Model
     if getattr(teacher.config, "pooling", None) == "cls_of_layers":
         raise ValueError('pooling is "cls_of_layers", which reads layers that may be replaced; it must be another one')
     step = depth // layers
-    modules = [Replaceable(stack[i * step : (i + 1) * step], rate) for i in range(layers)]
-    for index, module in enumerate(modules):
-        module.successor = copy.deepcopy(stack[index]).requires_grad_(True)
+    successors = [copy.deepcopy(layer).requires_grad_(True) for layer in stack[:layers]]
+    modules = [Replaceable(stack[i * step : (i + 1) * step], layer, rate) for i, layer in enumerate(successors)]
     _replace(owner, stack, modules)
     return model
 
