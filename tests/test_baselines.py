@@ -1,7 +1,8 @@
-"""The baselines: each loss against its formula in float64 and against TextBrewer's, maps of layers, refusals."""
+"""The baselines: each loss against its formula in float64 and against TextBrewer's, and on models."""
 
 import pytest
 import torch
+from baselines_samples import LABELS, MASK, NEXT_TOKENS, SMALL, close, features, pair, tensors
 from textbrewer import losses as textbrewer
 from tiny import bert_config
 from torch import nn
@@ -9,36 +10,9 @@ from torch.nn import functional as F
 from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from fastkd.methods.baselines import BASELINES, JSD, KD, PKD, DistilBERT, MiniLLM, MiniLM, MiniLMv2, ReverseKL, TinyBERT
-from fastkd.methods.baselines.layers import layer_pairs
 from fastkd.methods.baselines.tinybert import attention_scores
 from fastkd.methods.objective import IGNORED
 from fastkd.training.taps import Attention, Features, Taps
-
-MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
-LABELS = torch.tensor([0, 2, 1])
-NEXT_TOKENS = torch.tensor([[IGNORED, 3, 0, 5, 1], [IGNORED, 2, 4, IGNORED, IGNORED], [6, 1, *[IGNORED] * 3]])
-
-
-def features(seed, *, layers=2, width=8, heads=2, logits=(3, 3), grad=False, causal=False):
-    draw = torch.Generator().manual_seed(seed)
-    new = lambda *shape: torch.randn(*shape, generator=draw).requires_grad_(grad)  # noqa: E731
-    parts = lambda: (new(3, heads, 5, width // heads) for _ in range(3))  # noqa: E731
-    scale = (width // heads) ** -0.5
-    attention = [Attention(*parts(), scale=scale, bias=None, causal=causal, window=None) for _ in range(layers)]
-    return Features([new(3, 5, width) for _ in range(layers + 1)], attention, logits=new(*logits))
-
-
-def tensors(given):
-    return [*given.hidden, *(x for layer in given.attention for x in layer[:3]), given.logits]
-
-
-def pair(**options):
-    """A student of 2 layers and a teacher of 4."""
-    return features(0, grad=True, **options), features(1, layers=4, **options)
-
-
-def close(got, want):
-    torch.testing.assert_close(got.double(), torch.as_tensor(want).double(), rtol=2e-5, atol=1e-6)
 
 
 def kl(teacher, student):
@@ -47,9 +21,9 @@ def kl(teacher, student):
     return (p.exp() * (p - q)).sum(-1)
 
 
-def check(objective, student, teacher, labels, terms, mask=MASK):
+def check(objective, student, teacher, labels, terms):
     """``terms``: name → (weight, float64 value) of all parts with a weight."""
-    total, parts = objective(student, teacher, labels, mask)
+    total, parts = objective(student, teacher, labels, MASK)
     assert list(parts) == list(terms)
     for name, (_, value) in terms.items():
         close(parts[name], value)
@@ -228,7 +202,6 @@ def test_minilmv2_compares_any_widths_and_heads_in_any_layer():
     check(MiniLMv2(relation_heads=8, teacher_layer=3), student, teacher, LABELS, terms)
 
 
-SMALL = {"minilmv2": {"relation_heads": 4}}
 NO_PADS_READ = ("kd", "pkd", "distilbert", "minilm", "minilmv2", "reverse-kl", "jsd", "minillm")
 
 
@@ -249,18 +222,6 @@ def test_a_nan_in_a_pad_goes_nowhere(name):
         assert all(x.grad.isfinite().all() for x in tensors(student) if x.grad is not None)
         totals.append(total)
     close(totals[1], totals[0])
-
-
-@pytest.mark.parametrize("name", [name for name in BASELINES if name != "theseus"])
-def test_a_teacher_that_requires_grad_is_refused(name):
-    student, teacher = features(0), features(1, layers=4, grad=True)
-    with pytest.raises(ValueError, match="requires grad"):
-        BASELINES[name](**SMALL.get(name, {}))(student, teacher, LABELS, MASK)
-
-
-def test_a_teacher_that_requires_grad_is_refused_in_a_regression():
-    with pytest.raises(ValueError, match="requires grad"):
-        KD()(features(0, logits=(3, 1)), features(1, logits=(3, 1), grad=True), LABELS.float(), MASK)
 
 
 def test_no_gradient_flows_to_the_teacher_of_a_cosine():
@@ -327,88 +288,6 @@ def test_attention_scores_of_grouped_queries_with_a_window_and_a_bias():
             for j in range(5):
                 score = 0.5 * query[0, head, i] @ key[0, head // 2, j] + bias[0, head, i, j]
                 close(scores[0, head, i, j], score if abs(i - j) < 2 else 0.0)
-
-
-def test_maps_of_layers():
-    assert layer_pairs("uniform", 3, 6) == [(1, 2), (2, 4), (3, 6)]
-    assert layer_pairs("skip", 6, 12) == [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]
-    assert layer_pairs("last", 6, 12) == [(1, 7), (2, 8), (3, 9), (4, 10), (5, 11)]
-    assert layer_pairs([(1, 5)], 2, 5) == [(1, 5)]
-
-
-@pytest.mark.parametrize(
-    ("layers", "student", "teacher", "message"),
-    [
-        ("uniform", 5, 12, "a multiple of the student's layers, not a student of 5 layers and a teacher of 12"),
-        ("skip", 1, 12, "2 or more"),
-        ("last", 1, 12, "2 or more"),
-        ("last", 6, 3, "no deeper student"),
-        ([(1, 2), (3, 4)], 2, 4, r"pair \(3, 4\)"),
-        ([(0, 2)], 2, 4, r"pair \(0, 2\)"),
-    ],
-)
-def test_maps_that_do_not_fit_are_refused(layers, student, teacher, message):
-    with pytest.raises(ValueError, match=message):
-        layer_pairs(layers, student, teacher)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("kd", {"alpha": 1.5}, "alpha must be a number from 0 to 1, got 1.5"),
-        ("kd", {"temperature": 0.0}, "temperature must be a positive number"),
-        ("pkd", {"beta": -1.0}, "beta must be a number of at least 0"),
-        ("pkd", {"layers": "first"}, "layers must be one of uniform, skip, last"),
-        ("pkd", {"layers": []}, "layers must be one of"),
-        ("distilbert", {"alpha_cos": float("nan")}, "alpha_cos must be a number of at least 0"),
-        ("distilbert", {"alpha_ce": 0, "alpha_task": 0, "alpha_cos": 0}, "all 0"),
-        ("tinybert", {"stage": "both"}, "stage must be one of intermediate, prediction"),
-        ("minilm", {"label_weight": -1.0}, "label_weight"),
-        ("minilmv2", {"relation_heads": 0}, "relation_heads must be at least 1"),
-        ("minilmv2", {"teacher_layer": 0}, "teacher_layer must be at least 1"),
-        ("reverse-kl", {"alpha": -0.1}, "alpha must be"),
-        ("jsd", {"beta": 1.0}, r"beta must be a number inside \(0, 1\)"),
-        ("minillm", {"kd_ratio": 2.0}, "kd_ratio must be"),
-        ("minillm", {"lm_coef": -1.0}, "lm_coef must be"),
-    ],
-)
-def test_bad_options_are_refused(name, options, message):
-    with pytest.raises(ValueError, match=message):
-        BASELINES[name](**options)
-
-
-WIDE = {"width": 16, "heads": 4}
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "student", "teacher", "message"),
-    [
-        ("kd", {}, {}, {"logits": (3, 2)}, r"teacher's logits have shape \(3, 2\), but the student's \(3, 3\)"),
-        ("pkd", {}, {}, WIDE | {"layers": 4}, "width 8 and the teacher's 16"),
-        ("pkd", {}, {"layers": 3}, {"layers": 4}, "a multiple"),
-        ("distilbert", {}, {}, WIDE, "width 8 and the teacher's 16"),
-        ("tinybert", {}, {}, {"heads": 4}, "2 attention heads and the teacher 4"),
-        ("tinybert", {}, {}, {"width": 16}, "equal, or projected"),
-        ("minilm", {}, {}, {"heads": 4}, "MiniLM takes equally many"),
-        ("minilm", {}, {}, {"causal": True}, "but the student's"),
-        ("minilmv2", {"relation_heads": 3}, {}, {}, "relation_heads is 3"),
-        ("minilmv2", {"teacher_layer": 3}, {}, {}, "teacher_layer is 3; it must be 1 to 2"),
-    ],
-)
-def test_models_that_do_not_fit_are_refused(name, options, student, teacher, message):
-    with pytest.raises(ValueError, match=message):
-        BASELINES[name](**options)(features(0, **student), features(1, **teacher), LABELS, MASK)
-
-
-@pytest.mark.parametrize("name", BASELINES)
-def test_what_was_not_recorded_is_named(name):
-    missing = "attention" if name in ("tinybert", "minilm", "minilmv2") else "logits"
-    with pytest.raises(ValueError, match=f"features have no {missing}"):
-        BASELINES[name]()(Features(), Features(), LABELS, MASK)
-    if name in ("pkd", "distilbert"):
-        bare = Features(logits=torch.randn(3, 3))
-        with pytest.raises(ValueError, match="no hidden states"):
-            BASELINES[name]()(bare, bare, LABELS, MASK)
 
 
 def test_a_term_without_weight_is_not_computed():
