@@ -42,3 +42,20 @@ def numbers(kind: Callable[[str], Number]) -> Callable[[str], list[Number]]:
             raise argparse.ArgumentTypeError(f"{text!r} must be numbers separated by commas") from error
 
     return parse
+
+
+def settings(text: str) -> dict[str, int | float | str]:
+    """Parses names with their values, ``alpha=0.7,layers=skip``."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and value.strip() for name, _, value in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} must be name=value, separated by commas")
+    return {name.strip(): _value(value.strip()) for name, _, value in pairs}
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -99,9 +99,14 @@ def write_options(folder: str | Path, command: str, options: Mapping[str, Any]) 
     from fastkd.training.runs import write_text
 
     used = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
-    kept = {name: value for name, value in used.items() if name not in _NOT_OPTIONS}
+    kept = {name: _plain(value) for name, value in used.items() if name not in _NOT_OPTIONS}
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
     write_text(Path(folder) / RECORD, f"# fastkd {command}, version {__version__}\n{text}")
+
+
+def _plain(value: Any) -> Any:
+    """Settings as the text they are given by."""
+    return ",".join(f"{name}={each}" for name, each in value.items()) if isinstance(value, Mapping) else value
 
 
 def comma_separated(option: str, text: str) -> list[str]:

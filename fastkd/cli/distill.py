@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastkd.cli.arguments import fraction, positive
 from fastkd.cli.config import CommandParser, comma_separated, write_options
-from fastkd.cli.methods import METHODS, Defaults
+from fastkd.cli.methods import BASELINES, METHODS, Defaults
 
 if TYPE_CHECKING:
     from fastkd.methods.students import Student
@@ -106,7 +106,7 @@ def teacher_folders(text: str) -> str | dict[str, str]:
 
 
 def student(args: argparse.Namespace) -> Student:
-    from fastkd.methods.students import BiLSTMStudent, LowRankStudent, TransformerStudent
+    from fastkd.methods.students import BiLSTMStudent, LowRankStudent, TheseusStudent, TransformerStudent
 
     if args.student == "low-rank":
         sizes = {"ratio": args.ratio, "parameters": args.parameters, "rank": args.rank}
@@ -117,9 +117,13 @@ def student(args: argparse.Namespace) -> Student:
         if args.layers is not None:
             raise ValueError("--layers is of --student transformer; the size of a bilstm is its --preset")
         return BiLSTMStudent(args.preset or "small")
+    layers = args.layers or 3
+    if args.method == "theseus":
+        return TheseusStudent(layers)
+    if args.method in BASELINES:
+        return TransformerStudent(layers, None, None, args.parameters)
     if args.preset is not None:
         raise ValueError("--preset is of --student bilstm; the size of a transformer is its --layers")
-    layers = args.layers or 3
     return TransformerStudent(layers) if args.method == "mkd" else TransformerStudent(layers, None, None)
 
 

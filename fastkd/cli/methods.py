@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from fastkd.cli.arguments import fraction, numbers, positive
+from fastkd.cli.arguments import fraction, numbers, positive, settings
 
 
 class Defaults(NamedTuple):
@@ -80,6 +80,18 @@ def _makd(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _baseline(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--layers", type=positive(int), help="of the teacher's layers, those that make a transformer (default 3)")
+    add(
+        "--parameters",
+        type=positive(int),
+        help="of the student at most: its word embedding becomes two factors (default: no limit)",
+    )
+    add("--options", type=settings, help="of the baseline (docs/baselines.md): alpha=0.7,temperature=10")
+    add("--switch", type=fraction, default=0.5, help="where a second part of the training begins, if any (default 0.5)")
+
+
 def add_rank_options(parser: argparse.ArgumentParser) -> None:
     """The size of a low-rank student."""
     add = parser.add_argument
@@ -118,7 +130,7 @@ MAKD_PARTS = {
     "labels": "the labels",
 }
 _MIXING = ("n_mix", "beta_alpha", "lambda_per_batch", "mix_stage", "mix_mask", "mix_pads")
-METHODS = {
+METHODS: dict[str, Method] = {
     "mkd": Method(
         "multi-task distillation into one student (Liu et al., arXiv 1911.03588)",
         "MKD: one multi-task student learns the logits of a fine-tuned multi-task teacher.",
@@ -154,4 +166,28 @@ A transformer student is made of the teacher's first layers.
         (*(f"{part}_weight" for part in MAKD_PARTS), "matrix_form", "temperature", "layers", "stages"),
         _makd,
     ),
+}
+BASELINES = {
+    "kd": ("logits at a temperature (Hinton et al., arXiv 1503.02531)", "KD"),
+    "reverse-kl": ("logits by KL(student ‖ teacher)", "Reverse KL"),
+    "jsd": ("logits by a generalised JSD (Agarwal et al., arXiv 2306.13649)", "JSD"),
+    "pkd": ("logits and first tokens' states (Sun et al., arXiv 1908.09355)", "PKD"),
+    "distilbert": ("logits and the last states' direction (Sanh et al., arXiv 1910.01108)", "DistilBERT"),
+    "tinybert": ("attention scores and states, then logits (Jiao et al., arXiv 1909.10351)", "TinyBERT"),
+    "minilm": ("the last layer's attention and values, then labels (Wang et al., arXiv 2002.10957)", "MiniLM"),
+    "minilmv2": ("the last layer's relations, then labels (Wang et al., arXiv 2012.15828)", "MiniLMv2"),
+    "theseus": ("layers that take the teacher's place (Xu et al., arXiv 2002.02925)", "BERT-of-Theseus"),
+}
+METHODS |= {
+    name: Method(
+        f"baseline: {what}",
+        f"{title}, as other methods are compared with it. The student is the teacher's first layers.",
+        f"""example:
+  fastkd distill {name} --teacher runs/teacher --tasks sst2 --layers 3 --output runs/{name}
+""",
+        Defaults(3.0, 32, {"transformer": 1e-4}),
+        ("options", "switch"),
+        _baseline,
+    )
+    for name, (what, title) in BASELINES.items()
 }

@@ -205,7 +205,7 @@ def train_new_student(experiment: Experiment, material: Material, arm: str, seed
     trainer.train()
     scores = _scores(trainer, material.train.tasks)
     with new_folder(experiment.student_folder(arm, seed) / "model", replace=True) as model:
-        student.save_pretrained(model)
+        method.finish(student).save_pretrained(model)
         teachers.tokenizer.save_pretrained(model)
     return scores
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -31,8 +31,7 @@ class FeatureDistillation(PartsTrainer):
     Args:
         model: the student.
         args: ordinary training arguments, or a method's.
-        objective: see :class:`fastkd.methods.objective.Objective`. One with a method ``at(progress)`` changes with
-            the part of the training that is done.
+        objective: see :class:`fastkd.methods.objective.Objective`.
         teacher: documented by each.
         **kwargs: of the trainer without distillation.
 
@@ -61,9 +60,7 @@ class FeatureDistillation(PartsTrainer):
         """The objective and its parts."""
         tokens = self._tokens_per_item * self.count_items(batch)
         progress = self.state.global_step / max(1, self.state.max_steps)
-        at: Callable[[float], Objective] | None = getattr(self.objective, "at", None)
-        objective = self.objective if at is None else at(progress)
-        return objective(student, teacher, labels, batch["attention_mask"], tokens=tokens)
+        return self.objective.at(progress)(student, teacher, labels, batch["attention_mask"], tokens=tokens)
 
 
 class FeatureDistillationTrainer(FeatureDistillation, DistillationTrainer):

@@ -34,8 +34,7 @@ class LogitDistance:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f'loss must be "mse" or "kl", got {self.kind!r}')
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a positive number, got {self.temperature}")
+        check_temperature(self.temperature)
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor | None) -> Tensor:
         if teacher_logits is None or teacher_logits.shape != student_logits.shape:
@@ -47,11 +46,29 @@ class LogitDistance:
         return error * student_logits.shape[-1] if self.sum_over_classes else error
 
 
-def check_weights(**weights: float) -> None:
-    """Refuses a weight that is negative or not finite, and weights that are all 0."""
+def check_temperature(temperature: float) -> None:
+    """Refuses a temperature that is not a positive finite number."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a positive number, got {temperature}")
+
+
+def check_share(**shares: float) -> None:
+    """Refuses a share that is not from 0 to 1."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must be a number from 0 to 1, got {share}")
+
+
+def check_not_negative(**weights: float) -> None:
+    """Refuses a weight that is negative or not finite."""
     for name, weight in weights.items():
         if not 0 <= weight < float("inf"):
             raise ValueError(f"{name} must be a number of at least 0, got {weight}")
+
+
+def check_weights(**weights: float) -> None:
+    """Refuses a weight that is negative or not finite, and weights that are all 0."""
+    check_not_negative(**weights)
     if not any(weights.values()):
         raise ValueError(
             f"{' and '.join(weights)} are {'both' if len(weights) == 2 else 'all'} 0: nothing would be learned"

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from fastkd.losses import attention_kl_div, mse
 from fastkd.methods.feature_distillation import FeatureDistillationTrainer
 from fastkd.methods.logits import check_weights
-from fastkd.methods.objective import label_loss, logit_loss, weighted
+from fastkd.methods.objective import Objective, answer, label_loss, logit_loss, weighted
 from fastkd.training.taps import Attention, Features
 
 LEVELS = {"matrix": ("mha", "ffn"), "layer": ("attention", "hidden"), "model": ("logits", "labels")}
@@ -26,7 +26,7 @@ FORMS = ("output", "weight")
 
 
 @dataclass(frozen=True)
-class MaKDObjective:
+class MaKDObjective(Objective):
     r"""The loss of MaKD for a student with the teacher's layers and widths.
 
     The total is the sum of its parts, each times its weight ``<part>_weight``; a weight of 0 leaves the part out:
@@ -125,8 +125,7 @@ class MaKDObjective:
         """
         parts: dict[str, Tensor] = {}
         if self.labels_weight:
-            assert student.logits is not None
-            parts["labels"] = label_loss(student.logits, labels)
+            parts["labels"] = label_loss(answer(student), labels)
         if self.logits_weight:
             parts["logits"] = logit_loss(student, teacher, labels, temperature=self.temperature)
         if self.attention_weight:

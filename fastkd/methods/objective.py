@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping
+from typing import cast
 
 from torch import Tensor, nn
 
-from fastkd.losses import kl_div
+from fastkd.data.batches import IGNORED
+from fastkd.losses import kl_div, mse
+from fastkd.losses.kl_div import Divergence
 from fastkd.training.classifiers import task_loss
-from fastkd.training.taps import Features
-
-IGNORED = -100
-"""The label of a token, or the position of a span, that does not count."""
+from fastkd.training.taps import Attention, Features
 
 
-class Objective(Protocol):
+class Objective:
     """The loss of a method, usable in any training loop.
 
     ``needs_…`` tell whether it reads the teacher at all, and which features beside the logits: see ``Features``.
     """
 
     @property
-    def needs_teacher(self) -> bool: ...
+    def needs_teacher(self) -> bool:
+        return True
 
     @property
-    def needs_attention(self) -> bool: ...
+    def needs_attention(self) -> bool:
+        return False
 
     @property
-    def needs_hidden(self) -> bool: ...
+    def needs_hidden(self) -> bool:
+        return False
 
     @property
-    def needs_maps(self) -> bool: ...
+    def needs_maps(self) -> bool:
+        return False
 
     @property
-    def needs_weights(self) -> bool: ...
+    def needs_weights(self) -> bool:
+        return False
+
+    def at(self, progress: float) -> Objective:
+        """The objective after that part, 0 to 1, of the training."""
+        return self
 
     def __call__(
         self,
@@ -55,6 +63,7 @@ class Objective(Protocol):
             tokens: what a mean over valid tokens divides by, in place of their number here: their number in all
                 micro-batches and processes, for gradients that do not depend on the division into these.
         """
+        raise NotImplementedError
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -66,25 +75,69 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return total / (wanted != IGNORED).sum().clamp(min=1)
 
 
-def logit_loss(student: Features, teacher: Features, labels: Tensor, *, temperature: float) -> Tensor:
-    """T² · KL(teacher ‖ student) of the logits, a mean over the rows that count; squared error of a regression."""
+def logit_loss(
+    student: Features,
+    teacher: Features,
+    labels: Tensor,
+    *,
+    temperature: float,
+    divergence: Divergence = "forward",
+    beta: float = 0.5,
+) -> Tensor:
+    """T² · divergence of the logits, a mean over the rows that count; squared error of a regression.
+
+    The divergence is KL(teacher ‖ student) unless another of ``kl_div`` is named.
+    """
     mine, theirs = answers(student, teacher)
     if mine.shape[-1] == 1:
-        return nn.functional.mse_loss(mine.float(), theirs.float())
-    counts = labels != IGNORED if labels.dim() > 1 else None
-    return cast(Tensor, kl_div(mine, theirs, temperature=temperature, mask=counts))
+        return mse([mine], [theirs])[0]
+    counts = counted(labels)
+    loss = kl_div(mine, theirs, temperature=temperature, divergence=divergence, beta=beta, mask=counts)
+    return cast(Tensor, loss)
+
+
+def counted(labels: Tensor) -> Tensor | None:
+    """Which rows of the logits count; None for all, as with one label per text."""
+    return labels != IGNORED if labels.dim() > 1 else None
 
 
 def answers(student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
     """The logits of both, once it is clear that they can be compared."""
-    if student.logits is None or teacher.logits is None:
+    mine, theirs = answer(student), answer(teacher)
+    if mine.shape != theirs.shape:
+        raise ValueError(
+            f"the teacher's logits have shape {tuple(theirs.shape)}, but the student's {tuple(mine.shape)}"
+        )
+    return mine, theirs
+
+
+def answer(features: Features) -> Tensor:
+    """The logits of one model, which its caller has set."""
+    if features.logits is None:
         raise ValueError("features have no logits; set them from the models' outputs")
-    if student.logits.shape != teacher.logits.shape:
-        shapes = f"{tuple(teacher.logits.shape)}, but the student's {tuple(student.logits.shape)}"
-        raise ValueError(f"the teacher's logits have shape {shapes}")
-    return student.logits, teacher.logits
+    return features.logits
+
+
+def hidden_states(features: Features) -> list[Tensor]:
+    """The embeddings and the states after each layer, which ``Taps`` has recorded."""
+    if not features.hidden:
+        raise ValueError("features have no hidden states; record them by Taps with hidden=True")
+    return features.hidden
+
+
+def attentions(features: Features) -> list[Attention]:
+    """The attention of each layer, which ``Taps`` has recorded."""
+    if not features.attention:
+        raise ValueError("features have no attention; record it by Taps with attention=True")
+    return features.attention
 
 
 def weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of the parts, and the parts."""
     return cast(Tensor, sum(weights[name] * part for name, part in parts.items())), dict(parts)
+
+
+def weighted_terms(terms: Mapping[str, tuple[float, Callable[[], Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """As ``weighted``, from each term's weight and how it is computed; a term of weight 0 is not."""
+    parts = {name: compute() for name, (weight, compute) in terms.items() if weight}
+    return weighted(parts, {name: weight for name, (weight, _) in terms.items()})

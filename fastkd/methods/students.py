@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from fastkd.data.glue import TASKS
 from fastkd.data.task import custom_task
+from fastkd.methods.baselines.theseus import theseus
 from fastkd.students import (
     BiAttentiveLSTM,
     BiAttentiveLSTMConfig,
@@ -60,11 +61,15 @@ class BiLSTMStudent:
 
 @dataclass(frozen=True)
 class TransformerStudent:
-    """The teacher's first layers: ``transformer_student`` documents the options; ``pooling`` None is the teacher's."""
+    """The teacher's first layers: ``transformer_student`` documents the options; ``pooling`` None is the teacher's.
+
+    ``parameters``: the word embedding becomes two factors, so that the student has so many at most.
+    """
 
     layers: int = 3
     pooling: str | None = "cls_of_layers"
     head_size: int | None = HEAD_SIZE
+    parameters: int | None = None
 
     @property
     def title(self) -> str:
@@ -73,7 +78,26 @@ class TransformerStudent:
     def make(self, teacher: MultiTaskEncoder, labels: Labels) -> MultiTaskEncoder:
         pooling = self.pooling or teacher.config.pooling
         tasks = [TASKS.get(name) or custom_task(name, (), tuple(names)) for name, names in labels.items()]
-        return transformer_student(teacher, self.layers, tasks, pooling=pooling, head_size=self.head_size)
+        student = transformer_student(teacher, self.layers, tasks, pooling=pooling, head_size=self.head_size)
+        if self.parameters is None or student.num_parameters() <= self.parameters:
+            return student
+        return factorize(student, plan_factorization(student, parameters=self.parameters, embedding=True, maps=False))
+
+
+@dataclass(frozen=True)
+class TheseusStudent:
+    """The teacher's first layers, trained in the teacher by BERT-of-Theseus: ``theseus`` documents it."""
+
+    layers: int = 3
+
+    @property
+    def title(self) -> str:
+        return f"Theseus student ({self.layers} layer{'s' if self.layers > 1 else ''})"
+
+    def make(self, teacher: MultiTaskEncoder, labels: Labels) -> MultiTaskEncoder:
+        model = copy.deepcopy(teacher)
+        model.keep_tasks(list(labels))
+        return theseus(model, self.layers)
 
 
 @dataclass(frozen=True)

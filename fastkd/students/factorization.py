@@ -79,6 +79,7 @@ def plan_factorization(
     parameters: int | None = None,
     ratio: float | None = None,
     rank: int | None = None,
+    maps: bool = True,
     embedding: bool | None = None,
     allocation: Allocation = "uniform",
     weights: Mapping[str, float] | None = None,
@@ -93,6 +94,7 @@ def plan_factorization(
         parameters: the student's number of parameters at most, all of them counted.
         ratio: the same as a part of the model's.
         rank: of every matrix, in place of a budget.
+        maps: whether the linear maps are candidates.
         embedding: whether the word embedding is a candidate. None: where keeping it whole would leave the linear
             maps less than half the ranks that they have otherwise, or cannot be afforded; a choice of this project.
         allocation: ``"uniform"`` gives all matrices one rank; ``"spectrum"`` gives the next rank to the matrix where
@@ -105,27 +107,29 @@ def plan_factorization(
     """
     if sum(option is not None for option in (parameters, ratio, rank)) != 1:
         raise ValueError("give exactly one of parameters, ratio and rank")
+    if not (maps or embedding):
+        raise ValueError("maps is False, and embedding is not True: nothing would be factorised")
     if allocation not in ALLOCATIONS:
         raise ValueError(f"allocation must be one of {', '.join(ALLOCATIONS)}, got {allocation!r}")
-    maps, table = _linear_maps(model), _word_embedding(model)
+    linear, table = _linear_maps(model) if maps else {}, _word_embedding(model)
     before = sum(parameter.numel() for parameter in model.parameters())
-    _check_weights(weights, [*maps, *table])
+    _check_weights(weights, [*linear, *table])
     if rank is not None:
         if rank < 1:
             raise ValueError(f"rank must be at least 1, got {rank}")
-        candidates = _Candidates({**table, **maps} if embedding else maps, weights, "uniform")
+        candidates = _Candidates({**table, **linear} if embedding else linear, weights, "uniform")
         return _plan(model, candidates, dict.fromkeys(candidates.modules, rank), before)
     budget = _budget(parameters, ratio, before)
     found = []
     for factors_words in (False, True) if embedding is None else (embedding,):
-        candidates = _Candidates({**table, **maps} if factors_words else maps, weights, allocation)
+        candidates = _Candidates({**table, **linear} if factors_words else linear, weights, allocation)
         ranks = _fit(candidates, budget, before)
         if ranks is not None:
             found.append((candidates, ranks))
     if not found:
         least = before - candidates.saved(dict.fromkeys(candidates.modules, 1))
         raise ValueError(f"a budget of {budget:,} parameters cannot be met: rank 1 everywhere leaves {least:,}")
-    of_maps = [sum(ranks[name] for name in maps) for _, ranks in found]
+    of_maps = [sum(ranks[name] for name in linear) for _, ranks in found]
     return _plan(model, *found[0 if of_maps[0] >= of_maps[-1] / 2 else -1], before)
 
 

@@ -1,0 +1,89 @@
+"""``fastkd distill`` by each of the baselines, from a teacher's folder to table and student."""
+
+import csv
+
+import pytest
+import torch
+from tiny import bert_config, tokenizer, write_glue
+from transformers import AutoModelForSequenceClassification
+
+from fastkd.cli import main
+from fastkd.cli.methods import BASELINES
+from fastkd.data.glue import GLUE
+from fastkd.methods.baselines.training import BaselineConfig
+from fastkd.methods.experiment import WITH_KD, WITHOUT_KD
+from fastkd.training.teacher import MultiTaskEncoder, MultiTaskEncoderConfig
+
+TASKS = {task: {"labels": list(GLUE[task].label_names)} for task in ("sst2", "stsb")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("baselines")
+    write_glue(folder / "glue", rows=16)
+    torch.manual_seed(0)
+    config = bert_config()
+    config.num_hidden_layers = 4
+    MultiTaskEncoder(MultiTaskEncoderConfig(config, TASKS, pooling="mean")).save_pretrained(folder / "teacher")
+    tokenizer().save_pretrained(folder / "teacher")
+    return folder
+
+
+def distil(folder, output, name, *options):
+    command = ["distill", name, "--teacher", str(folder / "teacher"), "--data-dir", str(folder / "glue")]
+    settings = ["--tasks", "sst2", "--epochs", "2", "--batch-size", "4", "--seeds", "1", "--jobs", "1"]
+    return main([*command, *settings, "--layers", "2", "--learning-rate", "1e-3", "--output", str(output), *options])
+
+
+def student_of(folder):
+    return AutoModelForSequenceClassification.from_pretrained(folder / "student")
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_run_ends_with_a_table_and_a_student_of_the_teachers_layers(folder, tmp_path, name):
+    assert distil(folder, tmp_path, name, *(["--options", "relation_heads=4"] if name == "minilmv2" else [])) == 0
+    with open(tmp_path / "table.csv", newline="") as file:
+        assert [row["model"] for row in csv.DictReader(file)] == ["teacher", WITHOUT_KD, WITH_KD]
+    student = student_of(tmp_path)
+    assert student.config.encoder.num_hidden_layers == 2
+    assert len(student.encoder.encoder.layer) == 2
+    assert list(student.heads) == ["sst2"]
+    without = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student-without-kd" / "seed-1" / "model")
+    weights = zip(student.parameters(), without.parameters(), strict=True)
+    assert not all(torch.equal(mine, other) for mine, other in weights), "it learned the same as without the teacher"
+    assert distil(folder, tmp_path, name, "--config", str(tmp_path / "options.yaml")) == 0
+
+
+def test_options_reach_the_training(folder, tmp_path):
+    weights = []
+    for number, options in enumerate(([], ["--options", "alpha=0.9,temperature=5"])):
+        assert distil(folder, tmp_path / str(number), "kd", "--no-baseline", *options) == 0
+        weights.append(student_of(tmp_path / str(number)).state_dict())
+    assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_budget_makes_the_word_embedding_thin(folder, tmp_path):
+    assert distil(folder, tmp_path, "kd", "--no-baseline", "--parameters", "5500") == 0
+    student = student_of(tmp_path)
+    assert sum(parameter.numel() for parameter in student.parameters()) <= 5500
+    assert list(student.config.quantization_config.ranks) == ["encoder.embeddings.word_embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"baseline": "none"}, "baseline must be one of kd, pkd"),
+        ({"options": {"heat": 1}}, "options of kd: .*heat"),
+        ({"options": {"alpha": 2.0}}, "alpha must be"),
+        ({"baseline": "tinybert", "switch": 1.0}, "switch must be between 0 and 1, got 1.0"),
+    ],
+)
+def test_bad_options_are_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        BaselineConfig(str(tmp_path), use_cpu=True, **options)
+
+
+def test_settings_must_have_values(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        distil(folder, tmp_path, "kd", "--options", "alpha")
+    assert "must be name=value" in capsys.readouterr().err
