@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import BertForQuestionAnswering
 
 from fastkd.data.batches import language_model_collator, span_collator
+from fastkd.methods.baselines.seqkd import teacher_responses
 from fastkd.methods.feature_distillation import LanguageModelDistillationTrainer, SpanDistillationTrainer
 from fastkd.methods.makd import MaKDConfig, MaKDObjective
 from fastkd.students import factorize, plan_factorization
@@ -125,3 +126,20 @@ def test_a_teacher_of_another_vocabulary_is_refused(kind, tmp_path):
     objective = MaKDObjective()
     with pytest.raises(ValueError, match="the teacher has 300 word embeddings"):
         kind.trainer(kind.student, MaKDConfig(str(tmp_path), use_cpu=True), objective=objective, teacher=other)
+
+
+def test_a_student_learns_the_responses_of_its_teacher(instructions):  # noqa: F811
+    teacher = decoder()
+    made = teacher_responses(teacher, byte_tokenizer(), instructions, max_new_tokens=4)
+    assert made.features == instructions.features
+    assert 0 < len(made) <= len(instructions)
+    again = teacher_responses(teacher, byte_tokenizer(), instructions, max_new_tokens=4)
+    other = teacher_responses(teacher, byte_tokenizer(), instructions, max_new_tokens=4, seed=11)
+    assert made["references"][:] == again["references"][:] != other["references"][:]
+    silent = decoder()
+    with torch.no_grad():
+        silent.lm_head.weight[256].mul_(10.0)  # the end of a text, whatever came before
+        silent.transformer.ln_f.weight.zero_()
+        silent.transformer.ln_f.bias.copy_(silent.lm_head.weight[256] * 1e4)
+    with pytest.raises(ValueError, match="responses to all 8 instructions are empty"):
+        teacher_responses(silent, byte_tokenizer(), instructions, max_new_tokens=4)
