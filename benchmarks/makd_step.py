@@ -28,8 +28,7 @@ CASES = [
     for method, shape, reason in (
         (ALL, (32, 128), "a MiniLM and its factors of half the size, all parts of the loss"),
         (ALL, (8, 512), "the same on as many tokens in long texts, as in reading tasks"),
-        (ALL, (8, 256), "memory grows with the length"),
-        (ALL, (8, 1024), "longer than the MiniLM's own limit"),
+        *((ALL, (2, tokens), "how time and memory grow with the length") for tokens in (128, 256, 512, 1024)),
         (LOSSES, (32, 128), "what the kernels replace, from queries, keys and outputs on"),
         (LOSSES, (8, 512), "the same for long texts"),
     )
