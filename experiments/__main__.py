@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from experiments import mixkd, mkd
+from experiments import makd, mixkd, mkd
 from experiments.options import add_options
 
-EXPERIMENTS = {"mkd": mkd, "mixkd": mixkd}
+EXPERIMENTS = {"mkd": mkd, "mixkd": mixkd, "makd": makd}
 EPILOG = """example:
   python -m experiments mkd --model sentence-transformers/all-MiniLM-L6-v2 --output runs/experiments/mkd
 

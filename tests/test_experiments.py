@@ -10,7 +10,7 @@ import torch
 from tiny import bert_config, tokenizer, write_glue
 from transformers import BertModel
 
-from experiments import mixkd, students, table
+from experiments import makd, mixkd, students, table
 from experiments.__main__ import main
 from experiments.claims import beats, gains_most_with_little_data, verdict, verdicts
 from experiments.scores import Score, read, write
@@ -57,6 +57,25 @@ def trained(monkeypatch):
 def run(name, folder, output, *options):
     places = ["--model", str(folder / "encoder"), "--data-dir", str(folder / "glue"), "--output", str(output)]
     return main([name, *places, "--epochs", "1", "--jobs", "1", *options])
+
+
+def test_makd(folder, tmp_path, trained, monkeypatch, capsys):
+    monkeypatch.setattr(makd, "LAYERS", 1)
+    monkeypatch.setattr(makd, "TASKS", ("sst2", "stsb"))
+    options = ["--tasks", "sst2", "--ratio", "0.7", "--learning-rates", "1e-3", "--least-steps", "1", "--seeds", "1,2"]
+    rows = ["low-rank fine-tuned", "DistilBERT", "TinyBERT", "MaKD", "MaKD without matrices"]
+    assert run("makd", folder, tmp_path, *options, "--rows", ",".join(rows)) == 0
+    assert len(trained) == 2 * len(rows)
+    scores = read(tmp_path / "70" / "scores.csv")
+    assert list(dict.fromkeys(score.row for score in scores)) == ["teacher", *rows]
+    sizes = {score.row: score.parameters for score in scores}
+    assert all(0 < sizes[row] <= 0.7 * sizes["teacher"] for row in rows)
+    assert sizes["MaKD"] == sizes["low-rank fine-tuned"]
+    out = capsys.readouterr().out
+    for other in ("low-rank fine-tuned", "DistilBERT", "TinyBERT"):
+        assert f"MaKD beats {other} at one number of parameters" in out
+    assert run("makd", folder, tmp_path, *options, "--rows", ",".join(rows)) == 0
+    assert len(trained) == 2 * len(rows)
 
 
 def test_mkd(folder, tmp_path, trained, monkeypatch, capsys):

@@ -1,0 +1,127 @@
+"""The experiment of MaKD: a low-rank student against other students of its size, and without each of its parts."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.claims import Claim, beats
+from experiments.mkd import TASKS, only
+from experiments.options import check_names, several
+from experiments.students import Group, learning_rates
+from experiments.table import Table
+from experiments.teachers import TEACHER, make_teacher, write_scores
+from fastkd.cli.arguments import fraction, positive
+from fastkd.data.glue import check_task
+from fastkd.methods.experiment import Experiment, prepare
+from fastkd.methods.registry import METHODS
+from fastkd.methods.students import LowRankStudent, Student, TransformerStudent
+from fastkd.methods.teachers import load_teachers
+
+
+class Row(NamedTuple):
+    """``fields`` are those of the method's configuration."""
+
+    method: str
+    fields: Mapping[str, Any]
+    low_rank: bool
+
+
+MAKD, FINE_TUNED = "MaKD", "low-rank fine-tuned"
+OTHERS = {"DistilBERT": "distilbert", "PKD": "pkd", "TinyBERT": "tinybert", "MiniLM": "minilm", "MiniLMv2": "minilmv2"}
+OPTIONS = {"minilmv2": {"relation_heads": 12}}
+"""A MiniLM has 12 heads of 32; the 48 relation heads that suit a width of 768 would be 8 wide."""
+PARTS = {"attention": ["attention"], "hidden states": ["hidden"], "matrices": ["mha", "ffn"], "logits": ["logits"]}
+WITHOUT = {f"{MAKD} without {part}": {f"{name}_weight": 0.0 for name in names} for part, names in PARTS.items()}
+ROWS = {
+    FINE_TUNED: Row("makd", METHODS["makd"].without_kd, low_rank=True),
+    **{row: Row(name, {"options": OPTIONS.get(name, {})}, low_rank=False) for row, name in OTHERS.items()},
+    MAKD: Row("makd", {}, low_rank=True),
+    **{row: Row("makd", fields, low_rank=True) for row, fields in WITHOUT.items()},
+}
+LEARNING_RATES = (1e-4, 2e-4, 4e-4)
+EPOCHS, TEACHER_EPOCHS, BATCH_SIZE, LAYERS = 3.0, 3, 32, 3
+TRAINING = {
+    "per_device_train_batch_size": BATCH_SIZE,
+    "per_device_eval_batch_size": 64,
+    "warmup_steps": 0.06,
+    "weight_decay": 0.0,
+}
+CLAIMS: tuple[Claim, ...] = tuple(
+    beats(MAKD, row, f"MaKD beats {row} at one number of parameters") for row in (FINE_TUNED, *OTHERS)
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--ratio", type=fraction, default=0.5, help="students' parameters as a part of the teacher's (default 0.5)")
+    add("--tasks", type=several(str), default=[*TASKS], help=f"the columns (default {','.join(TASKS)})")
+    add(
+        "--least-steps",
+        type=positive(int),
+        default=300,
+        help="more epochs of the students where fewer steps would be taken (default 300)",
+    )
+
+
+def run(args: argparse.Namespace) -> Table:
+    """Trains the teacher and the students, and gives the table that is then written."""
+    check_names("--rows", args.rows, ROWS)
+    for task in args.tasks:
+        check_task(task, args.data_dir)
+    size = f"{100 * args.ratio:g}"
+    table = Table(
+        name=f"makd-{size}",
+        title=f"MaKD and others in {size} % of the teacher's parameters",
+        folder=Path(args.output) / size,
+        rows=(TEACHER, *ROWS),
+        columns=list(dict.fromkeys((*TASKS, *args.tasks))),
+        claims=CLAIMS,
+    )
+    rows = {"data_dir": args.data_dir, "max_train_rows": args.max_train_rows}
+    options = {"num_train_epochs": TEACHER_EPOCHS, "sampling_tau": 0.5, **rows}
+    taught = TASKS if {*args.tasks} <= {*TASKS} else args.tasks  # a part of the usual columns has the usual teacher
+    teacher = make_teacher(args.model, taught, Path(args.output) / TEACHER, **options)
+    teachers = load_teachers(teacher.folder, args.tasks)
+    budget = round(args.ratio * teachers.first.num_parameters())
+    shared = Experiment(
+        teacher=teacher.folder,
+        tasks=tuple(args.tasks),
+        output=str(Path(args.output) / "rows"),
+        method="makd",
+        student=LowRankStudent(parameters=budget),
+        seeds=tuple(args.seeds),
+        **rows,
+    )
+    material = prepare(shared, teachers)
+    write_scores(teacher, material, {task: task for task in args.tasks}, table.group_folder(TEACHER))
+    rates = args.learning_rates or LEARNING_RATES
+    groups = []
+    for row in args.rows:
+        method, fields, low_rank = ROWS[row]
+        student: Student = LowRankStudent(parameters=budget) if low_rank else others(budget)
+        for task in args.tasks:
+            own = only(material, task)
+            steps = math.ceil(len(own.train) / BATCH_SIZE)
+            epochs = max(args.epochs, math.ceil(args.least_steps / steps))
+            experiment = replace(
+                shared,
+                tasks=(task,),
+                method=method,
+                student=student,
+                output=str(table.group_folder(row, task)),
+                arms=learning_rates(rates, fields),
+                training={"num_train_epochs": epochs, **TRAINING},
+            )
+            groups.append(Group(row, experiment, own, {task: task}))
+    table.fill(groups, args.jobs)
+    return table
+
+
+def others(budget: int) -> TransformerStudent:
+    """The students of the other methods: the teacher's first layers, with a word embedding as thin as need be."""
+    return TransformerStudent(LAYERS, pooling=None, head_size=None, parameters=budget)
