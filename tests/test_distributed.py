@@ -14,8 +14,10 @@ import os, sys
 import torch
 from tiny import bert_config, tokenizer, write_glue
 from transformers import TrainerCallback, TrainingArguments
+from fastkd.methods.makd import MaKDConfig, MaKDTrainer
 from fastkd.methods.mixkd import MixKDConfig, MixKDTrainer
 from fastkd.mixup import Mix
+from fastkd.students import factorize, plan_factorization
 from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, load_encoded
 from fastkd.training.teacher import MultiTaskEncoder, MultiTaskEncoderConfig
 from fastkd.training.trainer import MultiTaskTrainer
@@ -39,8 +41,11 @@ def within_pairs(self, rows, device):  # the same pairs whatever the process
 
 
 MixKDTrainer._draw = within_pairs
-config, trainer_class = (MixKDConfig, MixKDTrainer) if method == "mixkd" else (TrainingArguments, MultiTaskTrainer)
-teacher = {"teacher": MultiTaskEncoder(model.config)} if method == "mixkd" else {}
+kinds = {"mixkd": (MixKDConfig, MixKDTrainer), "makd": (MaKDConfig, MaKDTrainer)}
+config, trainer_class = kinds.get(method, (TrainingArguments, MultiTaskTrainer))
+teacher = {"teacher": MultiTaskEncoder(model.config)} if method in kinds else {}
+if method == "makd":
+    model = factorize(teacher["teacher"], plan_factorization(model, rank=4))
 args = config(
     f"{folder}/out", use_cpu=True, disable_tqdm=True, save_strategy="no", num_train_epochs=3,
     learning_rate=1e-3, max_grad_norm=0.0, per_device_train_batch_size=2, train_sampling_strategy="random",
@@ -52,7 +57,8 @@ trainer = trainer_class(
 )
 trainer.train(resume_from_checkpoint=resume or None)
 metrics = trainer.evaluate()
-parts = [log["loss_tmkd"] for log in trainer.state.log_history if "loss_tmkd" in log]
+part = {"mixkd": "loss_tmkd", "makd": "loss_mha"}.get(method)
+parts = [log[part] for log in trainer.state.log_history if part in log]
 kept = {"model": model.state_dict(), "average": metrics["eval_average"], "parts": parts}
 torch.save(kept, f"{folder}/{name}-{rank}.pt")
 """
@@ -76,7 +82,7 @@ def launch(folder, script, arguments, processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["teacher", "mixkd"])
+@pytest.mark.parametrize("method", ["teacher", "mixkd", "makd"])
 def test_two_processes_equal_one(tmp_path, method):
     write_glue(tmp_path / "glue")
     (one,) = run(tmp_path, "one", method=method, processes=1, accumulation=4)
@@ -87,7 +93,7 @@ def test_two_processes_equal_one(tmp_path, method):
     assert first["average"] == second["average"]
     assert first["average"] == pytest.approx(one["average"], abs=0.1)
     assert first["parts"] == pytest.approx(one["parts"], abs=2e-4)
-    assert bool(one["parts"]) == (method == "mixkd")
+    assert bool(one["parts"]) == (method != "teacher")
 
 
 @pytest.mark.slow
@@ -141,3 +147,49 @@ dist.destroy_process_group()
 @pytest.mark.slow
 def test_a_sharded_model_mixes_as_a_whole_one(tmp_path):
     launch(tmp_path, SHARDED, [], processes=2)
+
+
+SHARDED_FEATURES = """
+import torch
+import torch.distributed as dist
+from families import BATCH, make
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from fastkd.methods.makd import MaKDObjective
+from fastkd.students import factorize, plan_factorization
+from fastkd.training.taps import Taps
+
+
+def gradients(name, shard):
+    teacher = make(name)
+    student = factorize(teacher, plan_factorization(teacher, rank=6))
+    taps = [Taps(model, maps=True) for model in (student, teacher)]
+    if shard:
+        mesh = init_device_mesh("cpu", (2,))
+        for model in (student, teacher):
+            for layer in model.bert.encoder.layer:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+    with torch.no_grad(), taps[1].record() as theirs:
+        theirs.logits = teacher(**BATCH).logits
+    with taps[0].record() as mine:
+        mine.logits = student(**BATCH).logits
+    loss, _ = MaKDObjective()(mine, theirs, torch.tensor([0, 1]), BATCH["attention_mask"])
+    loss.backward()
+    grads = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    return {name: grad.full_tensor() if shard else grad for name, grad in grads.items()}
+
+
+dist.init_process_group("gloo")
+alone, sharded = gradients("bert", False), gradients("bert", True)
+assert alone.keys() == sharded.keys()
+for name, grad in alone.items():
+    torch.testing.assert_close(sharded[name], grad, rtol=1e-4, atol=1e-6)
+assert alone["bert.encoder.layer.0.attention.self.query.down"].abs().max() > 1e-5
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_sharded_models_have_the_features_of_whole_ones(tmp_path):
+    launch(tmp_path, SHARDED_FEATURES, [], processes=2)

@@ -16,6 +16,8 @@ class LowRankLinear(nn.Module):
     ``down`` (r, in) and ``up`` (out, r) are named as in :func:`fastkd.losses.low_rank_mse`. No fused forward is needed:
     at half the weights two products take 0.5 to 0.8 of the dense map's time on CPU (``docs/makd.md``).
 
+    New factors are random, and keep the variance of what they map; ``from_dense`` makes those of a dense map.
+
     Args:
         transposed: the map stands for a ``Conv1D`` of transformers, as in GPT-2, whose weight is (in, out).
     """
@@ -37,6 +39,8 @@ class LowRankLinear(nn.Module):
         self.down = nn.Parameter(torch.empty(rank, in_features, **where))
         self.up = nn.Parameter(torch.empty(out_features, rank, **where))
         self.bias = nn.Parameter(torch.zeros(out_features, **where)) if bias else None
+        nn.init.normal_(self.down, std=in_features**-0.5)
+        nn.init.normal_(self.up, std=rank**-0.5)
 
     @classmethod
     def like(cls, dense: nn.Module, rank: int) -> LowRankLinear:
@@ -105,6 +109,8 @@ class LowRankEmbedding(nn.Module):
         self.padding_idx = padding_idx
         self.up = nn.Parameter(torch.empty(num_embeddings, rank, device=device, dtype=dtype))
         self.down = nn.Parameter(torch.empty(rank, embedding_dim, device=device, dtype=dtype))
+        nn.init.normal_(self.up)
+        nn.init.normal_(self.down, std=rank**-0.5)
 
     @classmethod
     def like(cls, table: nn.Module, rank: int) -> LowRankEmbedding:
