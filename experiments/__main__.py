@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from experiments import makd, mixkd, mkd
+from experiments import decoder, makd, mixkd, mkd, reader
 from experiments.options import add_options
 
-EXPERIMENTS = {"mkd": mkd, "mixkd": mixkd, "makd": makd}
+EXPERIMENTS = {"mkd": mkd, "mixkd": mixkd, "makd": makd, "makd-squad": reader, "makd-decoder": decoder}
 EPILOG = """example:
   python -m experiments mkd --model sentence-transformers/all-MiniLM-L6-v2 --output runs/experiments/mkd
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from experiments.claims import Claim, beats
 from experiments.mkd import TASKS, only
-from experiments.options import check_names, several
+from experiments.options import add_encoder_options, check_names, several
 from experiments.students import Group, learning_rates
 from experiments.table import Table
 from experiments.teachers import TEACHER, make_teacher, write_scores
@@ -57,6 +57,7 @@ CLAIMS: tuple[Claim, ...] = tuple(
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    add_encoder_options(parser)
     add = parser.add_argument
     add("--ratio", type=fraction, default=0.5, help="students' parameters as a part of the teacher's (default 0.5)")
     add("--tasks", type=several(str), default=[*TASKS], help=f"the columns (default {','.join(TASKS)})")

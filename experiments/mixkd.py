@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.claims import beats, gains_most_with_little_data
-from experiments.options import check_names, several
+from experiments.options import add_encoder_options, check_names, several
 from experiments.students import Group, learning_rates
 from experiments.table import Table
 from experiments.teachers import TEACHER, make_teacher, write_scores
@@ -63,6 +63,7 @@ CLAIMS = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    add_encoder_options(parser)
     add, default = parser.add_argument, ",".join(CELLS).replace("%", "%%")
     add("--cells", type=several(str), default=[*CELLS], help=f"the columns (default {default})")
     add(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.claims import beats
-from experiments.options import check_names, several
+from experiments.options import add_encoder_options, check_names, several
 from experiments.students import Group, learning_rates
 from experiments.table import Table
 from experiments.teachers import TEACHER, make_teacher, write_scores
@@ -35,6 +35,7 @@ CLAIMS = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    add_encoder_options(parser)
     add = parser.add_argument
     add("--student", choices=tuple(STUDENTS), default="bilstm", help="a table for each (default bilstm)")
     add("--tasks", type=several(str), default=[*TASKS], help=f"the columns (default {','.join(TASKS)})")

@@ -33,12 +33,17 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def add_encoder_options(parser: argparse.ArgumentParser) -> None:
+    """Of the experiments whose teachers are made of an encoder."""
+    add = parser.add_argument
+    add("--model", required=True, help="encoder that the teachers are made of: a folder or a name on the Hub")
+    add("--data-dir", help="folder of GLUE's or SQuAD's files or of your own (docs/data.md); default: from the Hub")
+
+
 def add_options(parser: argparse.ArgumentParser, rows: Iterable[str], epochs: float) -> None:
     """The options of every experiment."""
     add, numbers = parser.add_argument, several(positive(float))
-    add("--model", required=True, help="encoder that the teachers are made of: a folder or a name on the Hub")
     add("--output", required=True, help="folder for everything; a second call goes on where the first was stopped")
-    add("--data-dir", help="folder of GLUE's files or of your own (docs/data.md); default: from the Hub")
     add("--rows", type=several(str), default=[*rows], help=f"only these of: {', '.join(rows)}")
     add("--seeds", type=several(seed), default=[1, 2, 3], help="of the reported students (default 1,2,3)")
     add("--max-train-rows", type=positive(int), default=20_000, help="rows of a task at most (default 20000)")

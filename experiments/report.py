@@ -12,8 +12,14 @@ from experiments.scores import Score
 from fastkd.training.report import AVERAGE, ModelResult, aligned, draw
 from fastkd.training.runs import write_text
 
-FILES = {"scores.csv": ".csv", "table.md": ".md", "scores.png": ".png", "verdicts.md": "-verdicts.md"}
-"""What a report is made of, and how the kept copies end."""
+FILES = {
+    "scores.csv": ".csv",
+    "table.md": ".md",
+    "scores.png": ".png",
+    "verdicts.md": "-verdicts.md",
+    "perplexity.md": "-perplexity.md",
+}
+"""What a report is made of, the last of decoders alone, and how the kept copies end."""
 HOW_TO_READ = """Differences are in points of 100, between models of one column and one seed. A claim holds here where
 their mean is more than two standard errors above 0, and does not hold here where it is as far below."""
 
@@ -54,17 +60,17 @@ def markdown_table(results: Sequence[tuple[str, Sequence[Score]]], columns: Sequ
     body = []
     for row, lines in results:
         model = model_result(row, lines, columns)
-        cells = [_mean_and_spread([line.score for line in lines if line.column == column]) for column in columns]
+        cells = [mean_and_spread([line.score for line in lines if line.column == column]) for column in columns]
         average = [statistics.fmean(scores.values()) for scores in model.scores]
         size = f"{model.parameters / 1e6:.1f} M ({model.inner_parameters / 1e6:.1f} M)"
         minutes = statistics.fmean(line.seconds for line in lines) / 60
         body.append(
-            [row, *cells, _mean_and_spread(average), size, f"{1e3 * model.latency:.2f} ms", f"{minutes:.1f} min"]
+            [row, *cells, mean_and_spread(average), size, f"{1e3 * model.latency:.2f} ms", f"{minutes:.1f} min"]
         )
     return aligned(["", *columns, AVERAGE, "parameters (inner)", "latency", "training"], body)
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
+def mean_and_spread(values: Sequence[float]) -> str:
     if not values:
         return "–"
     mean = statistics.fmean(values)

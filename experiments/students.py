@@ -67,6 +67,23 @@ class Group:
         epochs: float = self.experiment.training["num_train_epochs"]
         return epochs * len(self.material.train)
 
+    def train(self, scale: float, add: Add) -> None:
+        """Trains what of the group is not finished yet, and writes its scores.
+
+        ``add`` is told of ``scale`` · ``cost`` in all.
+        """
+        experiment = self.experiment
+
+        def train(arm: str, seed: int) -> Trained:
+            with part(add, scale * self.student_cost) as step:
+                return _student(self, arm, seed, step)
+
+        best, students = tuned(train, list(experiment.arms), experiment.seeds)
+        self.write(self.row, _lines(self, self.row, students))
+        if self.finetuned is not None:
+            by_task = [_finetuned(self, best, task, scale, add) for task in experiment.tasks]
+            self.write(self.finetuned, [line for lines in by_task for line in lines])
+
     def write(self, row: str, scores: Sequence[Score]) -> None:
         """Writes what is finished of a row, in a folder beside those of other groups."""
         name = Path(self.experiment.output).name.replace(folder_name(self.row), folder_name(row))
@@ -80,24 +97,6 @@ def folder_name(*words: str) -> str:
 def learning_rates(rates: Sequence[float], fields: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """The arms of a group's experiment; ``fields`` are what its row has of its own."""
     return {f"lr {rate:g}": {**(fields or {}), "learning_rate": rate} for rate in rates}
-
-
-def train_group(scale: float, group: Group, add: Add) -> None:
-    """Trains what of the group is not finished yet, and writes its scores.
-
-    ``add`` is told of ``scale`` · ``group.cost`` in all.
-    """
-    experiment = group.experiment
-
-    def train(arm: str, seed: int) -> Trained:
-        with _part(add, scale * group.student_cost) as step:
-            return _student(group, arm, seed, step)
-
-    best, students = tuned(train, list(experiment.arms), experiment.seeds)
-    group.write(group.row, _lines(group, group.row, students))
-    if group.finetuned is not None:
-        by_task = [_finetuned(group, best, task, scale, add) for task in experiment.tasks]
-        group.write(group.finetuned, [line for lines in by_task for line in lines])
 
 
 def tuned(
@@ -119,7 +118,7 @@ def _student(group: Group, arm: str, seed: int, add: Add) -> Trained:
     def train() -> Trained:
         start = time.monotonic()
         scores = train_new_student(experiment, group.material, arm, seed, add)
-        trained = _facts(start, scores, experiment.arms[arm]["learning_rate"])
+        trained = facts(start, scores, experiment.arms[arm]["learning_rate"])
         student = AutoModelForSequenceClassification.from_pretrained(model)
         sizes = measure(student, model, group.material.validation)
         if not group.keeps_weights:
@@ -139,14 +138,14 @@ def _finetuned(group: Group, arm: str, task: str, scale: float, add: Add) -> lis
         student = group.experiment.student_folder(arm, seed)
         origin = _student(group, arm, seed, lambda _: None)
 
-        with _part(add, once) as step:
+        with part(add, once) as step:
 
             def compute() -> Trained:
                 start, model = time.monotonic(), student / "model"
                 found = finetune.train_candidate(
                     model, task, _collator(model), rows, validation, {"seed": seed}, rate, step
                 )
-                return origin | _facts(start, {task: found.score}, rate)
+                return origin | facts(start, {task: found.score}, rate)
 
             settings = {"task": task, "learning_rate": rate, "seed": seed, **finetune.DEFAULTS}
             return finished_or(student / f"fine-tuned-{task}" / f"lr-{rate:g}", settings, compute)
@@ -174,12 +173,13 @@ def _collator(folder: Path) -> MultiTaskCollator:
     return MultiTaskCollator(AutoTokenizer.from_pretrained(folder))
 
 
-def _facts(start: float, scores: Mapping[str, float], rate: float) -> Trained:
+def facts(start: float, scores: Mapping[str, float], rate: float) -> Trained:
+    """What is known of a training that began at ``start``, but the student's size."""
     return {"scores": scores, "learning_rate": rate, "seconds": time.monotonic() - start, **surroundings()}
 
 
 @contextmanager
-def _part(add: Add, size: float) -> Iterator[Add]:
+def part(add: Add, size: float) -> Iterator[Add]:
     """Passes on ``size`` times what is done of one training, and at its end what is left, as of one found finished."""
     done = 0.0
 

@@ -7,14 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from experiments import scores as csv_file
 from experiments.claims import Claim
 from experiments.report import FILES, write_report
-from experiments.students import Group, folder_name, train_group
-from fastkd.training.parallel import train_all
+from experiments.students import folder_name
+from fastkd.training.parallel import Add, train_all
 
 RESULTS = Path(__file__).parent / "results"
+
+
+class Part(Protocol):
+    """Students of a row that are trained in one process, picklable."""
+
+    @property
+    def cost(self) -> float:
+        """What training them takes, in any unit."""
+
+    def train(self, scale: float, add: Add) -> None:
+        """Trains what is not finished yet, and writes its scores. ``add`` is told of ``scale`` · ``cost`` in all."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +47,11 @@ class Table:
     def group_folder(self, *words: str) -> Path:
         return self.folder / "groups" / folder_name(*words)
 
-    def fill(self, groups: Sequence[Group], jobs: int | None) -> str:
+    def fill(self, groups: Sequence[Part], jobs: int | None) -> str:
         """Trains what is not finished, reports what is, even when it was stopped, and gives the table."""
         scale = len(groups) / sum(group.cost for group in groups)
         try:
-            train_all(partial(train_group, scale), groups, jobs, f"{self.name}: {len(groups)} groups of students")
+            train_all(partial(_train, scale), groups, jobs, f"{self.name}: {len(groups)} groups of students")
         finally:
             table = self.report()
         return table
@@ -58,3 +70,7 @@ class Table:
         for file, ending in FILES.items():
             if (self.folder / file).exists():
                 shutil.copyfile(self.folder / file, RESULTS / f"{self.name}{ending}")
+
+
+def _train(scale: float, group: Part, add: Add) -> None:
+    group.train(scale, add)

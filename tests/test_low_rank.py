@@ -1,10 +1,12 @@
 """Low-rank students: the best factors, ranks within the budget, saving and loading, and back to dense."""
 
 import copy
+import json
 
 import pytest
 import torch
 from families import BATCH, DECODERS, FAMILIES, SIZES, make
+from subprocesses import python
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -169,6 +171,7 @@ def test_energies_are_parts_of_the_squared_norm():
         ({"ratio": 0.5, "rank": 3}, "exactly one of parameters, ratio and rank"),
         ({"ratio": 1.5}, "ratio must be above 0 and below 1, got 1.5"),
         ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"rank": 500}, "rank is 500, at which no matrix becomes smaller; it must be at most 21"),
         ({"parameters": 10**9}, "parameters is 1,000,000,000; it must be less than the model's"),
         ({"parameters": 100}, "a budget of 100 parameters cannot be met: rank 1 everywhere leaves"),
         ({"ratio": 0.5, "allocation": "best"}, "allocation must be one of uniform, spectrum, got 'best'"),
@@ -188,3 +191,26 @@ def test_a_damaged_folder_is_refused(tmp_path):
     path.write_text(path.read_text().replace('"bert.pooler.dense"', '"bert.pooler.other"'))
     with pytest.raises(AttributeError, match="other"):
         BertForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_a_student_loads_in_a_process_of_its_own(tmp_path):
+    student = factorize(make("bert"), plan_factorization(make("bert"), ratio=0.6))
+    student.save_pretrained(tmp_path / "whole")
+    student.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    script = """
+import sys, torch, fastkd.students
+from families import BATCH
+from transformers import AutoModelForSequenceClassification
+models = [AutoModelForSequenceClassification.from_pretrained(folder).eval() for folder in sys.argv[1:]]
+print([model(**BATCH).logits.tolist() for model in models])
+"""
+    whole, shards = json.loads(python("-c", script, str(tmp_path / "whole"), str(tmp_path / "shards")).splitlines()[-1])
+    assert whole == shards
+    torch.testing.assert_close(torch.tensor(whole), student(**BATCH).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_a_quantised_model_is_refused():
+    model = factorize(make("bert"), plan_factorization(make("bert"), rank=4))
+    with pytest.raises(ValueError, match="is quantised or low-rank already; factorise the model it was made of"):
+        plan_factorization(model, rank=2)

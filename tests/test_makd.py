@@ -105,6 +105,32 @@ def test_the_gradient_is_the_formulas(form):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["output", "weight"])
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_passes_gradcheck(part, form):
+    student, teacher = (model.double() for model in pair())
+    theirs = features_of(teacher)
+    objective = MaKDObjective(**{f"{other}_weight": float(other == part) for other in PARTS}, matrix_form=form)
+    names = ("bert.encoder.layer.1.attention.self.query.down", "bert.encoder.layer.0.output.dense.up")
+    tensors = [student.get_parameter(name).detach().clone().requires_grad_() for name in names]
+    taps = Taps(student, maps=True)
+
+    def loss(*values):
+        parameters = dict(zip(names, values, strict=True))
+        with taps.record() as mine:
+            mine.logits = torch.func.functional_call(student, parameters, (IDS, MASK)).logits
+        whole = {name: student.get_submodule(f"bert.encoder.layer.{name}") for name in mine.outputs}
+        mine.weights = {name: module.weight for name, module in whole.items()}
+        for name, value in parameters.items():
+            _, _, path = name.partition("layer.")
+            factors = {"up": whole[path.rpartition(".")[0]].up, "down": whole[path.rpartition(".")[0]].down}
+            factors[name.rpartition(".")[2]] = value
+            mine.weights[path.rpartition(".")[0]] = factors["up"] @ factors["down"]
+        return objective(mine, theirs, LABELS, MASK)[0]
+
+    assert torch.autograd.gradcheck(loss, tensors, fast_mode=True)
+
+
 def test_pads_and_what_they_hold_are_left_out():
     student, teacher = map(features_of, pair())
     want, _ = MaKDObjective()(student, teacher, LABELS, MASK)
@@ -184,6 +210,15 @@ def test_models_that_do_not_line_up_are_refused():
     other.outputs = {name: output for name, output in teacher.outputs.items() if name != "0.output.dense"}
     with pytest.raises(ValueError, match=r"one model alone has 0\.output\.dense"):
         MaKDObjective()(student, other, LABELS, MASK)
+    wider = copy.copy(teacher)
+    wider.hidden = [torch.cat([state, state], -1) for state in teacher.hidden]
+    message = r"states after layer 0: the student's has shape \(2, 12, 32\) and the teacher's \(2, 12, 64\)"
+    with pytest.raises(ValueError, match=message):
+        MaKDObjective()(student, wider, LABELS, MASK)
+    headed = copy.copy(teacher)
+    headed.attention = [a._replace(query=a.query[:, :2]) for a in teacher.attention]
+    with pytest.raises(ValueError, match="queries of layer 0: the student's has shape"):
+        MaKDObjective()(student, headed, LABELS, MASK)
     unanswered = copy.copy(teacher)
     unanswered.logits = None
     with pytest.raises(ValueError, match="features have no logits"):

@@ -7,7 +7,7 @@ docs/makd.md tells what is known of the paper's recipe from what is a choice of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
@@ -129,8 +129,8 @@ class MaKDObjective(Objective):
         if self.logits_weight:
             parts["logits"] = logit_loss(student, teacher, labels, temperature=self.temperature)
         if self.attention_weight:
-            pairs = list(self._pairs("attention", student.attention, teacher.attention))
-            losses = [_attention_kl_div(*pair, mask, tokens) for pair in pairs]
+            pairs = self._pairs("attention", student.attention, teacher.attention)
+            losses = [_attention_kl_div(layer, *pair, mask, tokens) for layer, pair in pairs.items()]
             parts["attention"] = cast(Tensor, sum(losses)) / len(losses)
         total, parts = weighted(parts, self.weights)
         states = self._hidden(student.hidden, teacher.hidden) if self.hidden_weight else []
@@ -145,9 +145,11 @@ class MaKDObjective(Objective):
 
     def _hidden(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[_Error]:
         """Of the embeddings, where the first layer is compared, and of the layers."""
-        embeddings = zip(student[:1], teacher[:1], strict=True) if self.layers is None or 0 in self.layers else ()
-        pairs = [*embeddings, *self._pairs("hidden states", student[1:], teacher[1:])]
-        return [_Error("hidden", mine, theirs, 1 / len(pairs)) for mine, theirs in pairs]
+        layers = self._pairs("hidden states", student[1:], teacher[1:])
+        pairs = {f"states after layer {layer}": pair for layer, pair in layers.items()}
+        if 0 in layers:
+            pairs["states before layer 0"] = student[0], teacher[0]
+        return [_Error("hidden", name, *pair, share=1 / len(pairs)) for name, pair in pairs.items()]
 
     def _matrices(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> list[_Error]:
         if student.keys() != teacher.keys() or not student:
@@ -156,10 +158,10 @@ class MaKDObjective(Objective):
         names = [name for name in student if self.layers is None or layer_of(name) in self.layers]
         depth = len({layer_of(name) for name in names})
         kinds = {name: "mha" if is_attention(name) else "ffn" for name in names}
-        return [_Error(kinds[n], student[n], teacher[n], 1 / depth) for n in names if self.weights[kinds[n]]]
+        return [_Error(kinds[n], n, student[n], teacher[n], share=1 / depth) for n in names if self.weights[kinds[n]]]
 
-    def _pairs(self, what: str, student: Sequence[Pair], teacher: Sequence[Pair]) -> Iterator[tuple[Pair, Pair]]:
-        """The counterparts of the chosen layers."""
+    def _pairs(self, what: str, student: Sequence[Pair], teacher: Sequence[Pair]) -> dict[int, tuple[Pair, Pair]]:
+        """The counterparts of the chosen layers, by layer."""
         if len(student) != len(teacher) or not student:
             raise ValueError(
                 f"{what} are compared layer by layer: the student has {len(student)}, the teacher {len(teacher)}"
@@ -167,10 +169,12 @@ class MaKDObjective(Objective):
         chosen = range(len(student)) if self.layers is None else self.layers
         if max(chosen) >= len(student):
             raise ValueError(f"layers has {max(chosen)}; there are {len(student)} layers, from 0")
-        return ((student[layer], teacher[layer]) for layer in chosen)
+        return {layer: (student[layer], teacher[layer]) for layer in chosen}
 
     def _squared_errors(self, errors: Sequence[_Error], **rows: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Their weighted sum, in one pass over all of them, and the parts."""
+        for error in errors:
+            _check_shapes(error.name, error.student, error.teacher)
         weights = [self.weights[error.part] * error.share for error in errors]
         total, values = mse([e.student for e in errors], [e.teacher for e in errors], weights=weights, **rows)
         parts: dict[str, Tensor] = {}
@@ -186,6 +190,7 @@ class _Error(NamedTuple):
     """A squared error, ``share`` of which counts for its part."""
 
     part: str
+    name: str
     student: Tensor
     teacher: Tensor
     share: float
@@ -201,9 +206,18 @@ def is_attention(name: str) -> bool:
     return any("attn" in part or "attention" in part for part in name.split("."))
 
 
+def _check_shapes(name: str, student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{name}: the student's has shape {tuple(student.shape)} and the teacher's {tuple(teacher.shape)}; MaKD's "
+            "student has the teacher's layers, widths and heads"
+        )
+
+
 def _attention_kl_div(
-    student: Attention, teacher: Attention, mask: Tensor | None, tokens: float | Tensor | None
+    layer: int, student: Attention, teacher: Attention, mask: Tensor | None, tokens: float | Tensor | None
 ) -> Tensor:
+    _check_shapes(f"queries of layer {layer}", student.query, teacher.query)
     return attention_kl_div(
         student.query,
         student.key,

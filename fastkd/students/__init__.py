@@ -5,7 +5,7 @@ from fastkd.students.bilstm import BiAttentiveLSTM, BiAttentiveLSTMConfig
 # After the modules above, which they need.
 from fastkd.students.factorization import Plan, factorize, merge, plan_factorization
 from fastkd.students.low_rank import LowRankEmbedding, LowRankLinear
-from fastkd.students.transformer import first_layers, transformer_student
+from fastkd.students.transformer import first_layers, shallow, transformer_student
 
 __all__ = [
     "BiAttentiveLSTM",
@@ -17,5 +17,6 @@ __all__ = [
     "first_layers",
     "merge",
     "plan_factorization",
+    "shallow",
     "transformer_student",
 ]

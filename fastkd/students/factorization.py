@@ -102,11 +102,14 @@ def plan_factorization(
         weights: by a pattern of names, as ``"*.attention.*"``: the rank, or the gain, of these is multiplied.
 
     Raises:
-        ValueError: not exactly one of ``parameters``, ``ratio`` and ``rank``; a budget that rank 1 exceeds or that
-            the whole model does not fill; a pattern that fits no matrix.
+        ValueError: not exactly one of ``parameters``, ``ratio`` and ``rank``; a rank at which nothing becomes
+            smaller; a budget that rank 1 exceeds or that the whole model does not fill; a pattern that fits no matrix;
+            a quantised model.
     """
     if sum(option is not None for option in (parameters, ratio, rank)) != 1:
         raise ValueError("give exactly one of parameters, ratio and rank")
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ValueError(f"{type(model).__name__} is quantised or low-rank already; factorise the model it was made of")
     if not (maps or embedding):
         raise ValueError("maps is False, and embedding is not True: nothing would be factorised")
     if allocation not in ALLOCATIONS:
@@ -118,6 +121,9 @@ def plan_factorization(
         if rank < 1:
             raise ValueError(f"rank must be at least 1, got {rank}")
         candidates = _Candidates({**table, **linear} if embedding else linear, weights, "uniform")
+        if not candidates.saved(dict.fromkeys(candidates.modules, rank)):
+            most = max((out * into - 1) // (out + into) for out, into in candidates.shapes.values())
+            raise ValueError(f"rank is {rank}, at which no matrix becomes smaller; it must be at most {most}")
         return _plan(model, candidates, dict.fromkeys(candidates.modules, rank), before)
     budget = _budget(parameters, ratio, before)
     found = []

@@ -9,14 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from fastkd.data.task import Task
 from fastkd.training.classifiers import MultiTaskEncoder, MultiTaskEncoderConfig
 
+Model = TypeVar("Model", bound=PreTrainedModel)
 HEAD_SIZE = 512  # of MKD's students, as recalled
 
 
@@ -58,21 +59,39 @@ def first_layers(encoder: PreTrainedModel, count: int) -> PreTrainedModel:
             among the weights of the longer one.
     """
     encoder = encoder.encoder if isinstance(encoder, MultiTaskEncoder) else encoder
-    depth = encoder.config.num_hidden_layers
+    shorter: Any = AutoModel.from_config(_shorter(encoder, count))
+    if getattr(encoder, "pooler", False) is None:
+        shorter.pooler = None
+    return cast(PreTrainedModel, _filled(shorter, encoder))
+
+
+def shallow(model: Model, count: int) -> Model:
+    """A copy of any model, its head included, that ends after its first ``count`` layers.
+
+    Raises:
+        ValueError: as :func:`first_layers`.
+    """
+    return _filled(type(model)(_shorter(model, count)), model)
+
+
+def _shorter(model: PreTrainedModel, count: int) -> PreTrainedConfig:
+    depth = model.config.num_hidden_layers
     if not 1 <= count <= depth:
-        raise ValueError(f"layers is {count}; it must be 1 to {depth}, the layers of the {encoder.config.model_type}")
-    config = copy.deepcopy(encoder.config)
+        raise ValueError(f"layers is {count}; it must be 1 to {depth}, the layers of the {model.config.model_type}")
+    config = copy.deepcopy(model.config)
     for name in vars(config):
         if name.endswith("layer_types"):  # one entry per layer, as in ModernBERT
             setattr(config, name, getattr(config, name)[:count])
     config.num_hidden_layers = count
-    shorter: Any = AutoModel.from_config(config)
-    if getattr(encoder, "pooler", False) is None:
-        shorter.pooler = None
-    weights = encoder.state_dict()
-    _refuse_missing([name for name in shorter.state_dict() if name not in weights], encoder.config.model_type)
+    return config
+
+
+def _filled(shorter: Model, model: PreTrainedModel) -> Model:
+    """With the weights of the longer model."""
+    weights = model.state_dict()
+    _refuse_missing([name for name in shorter.state_dict() if name not in weights], model.config.model_type)
     shorter.load_state_dict({name: weights[name] for name in shorter.state_dict()})
-    return cast(PreTrainedModel, shorter)
+    return shorter
 
 
 def _load(source: str | Path, reads_pooler: bool) -> PreTrainedModel:

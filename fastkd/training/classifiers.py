@@ -175,9 +175,13 @@ def task_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     if logits.shape[-1] == 1:
         labelled = ~labels.isnan()
         scores = labels.float().where(labelled, 0)  # before the difference: a NaN in it would reach the gradient
-        return ((logits.squeeze(-1).float() - scores).square() * labelled).mean()
-    total = nn.functional.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum")
+        return ((at_least_float32(logits.squeeze(-1)) - scores).square() * labelled).mean()
+    total = nn.functional.cross_entropy(at_least_float32(logits), labels, ignore_index=UNLABELLED, reduction="sum")
     return total / len(labels)
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class SingleTaskTeacher(nn.Module):

@@ -17,16 +17,18 @@ def load_model(path: str | Path) -> PreTrainedModel:
     """The model of a folder or of a name on the Hub, float32, in evaluation mode, with whatever head it has.
 
     Raises:
-        ValueError: it is low-rank already.
+        ValueError: it is low-rank or quantised.
         OSError: there is no such model.
     """
     config = AutoConfig.from_pretrained(path)
-    if getattr(config, "quantization_config", {}).get("quant_method") == METHOD:
-        raise ValueError(f"{path} is low-rank already; name the model that it was made of")
+    method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
+    if method is not None:
+        kind = "low-rank" if method == METHOD else f"quantised ({method})"
+        raise ValueError(f"{path} is {kind} already; name the model that it was made of")
     (architecture,) = config.architectures or [""]
     known = getattr(transformers, architecture, AutoModel)
-    kind = MultiTaskEncoder if isinstance(config, MultiTaskEncoderConfig) else known
-    model: PreTrainedModel = kind.from_pretrained(path, dtype=torch.float32)
+    loader = MultiTaskEncoder if isinstance(config, MultiTaskEncoderConfig) else known
+    model: PreTrainedModel = loader.from_pretrained(path, dtype=torch.float32)
     model.train(False)
     return model
 
