@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastkd.cli.arguments import fraction, positive
 from fastkd.cli.config import CommandParser, comma_separated, write_options
-from fastkd.cli.methods import BASELINES, METHODS, Defaults
+from fastkd.cli.methods import BASELINES, METHODS, Defaults, rank_options
 
 if TYPE_CHECKING:
     from fastkd.methods.students import Student
@@ -109,10 +109,7 @@ def student(args: argparse.Namespace) -> Student:
     from fastkd.methods.students import BiLSTMStudent, LowRankStudent, TheseusStudent, TransformerStudent
 
     if args.student == "low-rank":
-        sizes = {"ratio": args.ratio, "parameters": args.parameters, "rank": args.rank}
-        if not any(sizes.values()):
-            sizes["ratio"] = 0.5
-        return LowRankStudent(**sizes, embedding=args.factorize_embedding, allocation=args.allocation)
+        return LowRankStudent(**rank_options(args))
     if args.student == "bilstm":
         if args.layers is not None:
             raise ValueError("--layers is of --student transformer; the size of a bilstm is its --preset")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fastkd.cli.config import CommandParser
-from fastkd.cli.methods import add_rank_options
+from fastkd.cli.methods import add_rank_options, rank_options
 
 EXAMPLE = """examples:
   fastkd factorize --model runs/teacher --ratio 0.5 --dry-run
@@ -43,10 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run:
         check_output(args.output)
     model = load_model(args.model)
-    size = {"ratio": args.ratio, "parameters": args.parameters, "rank": args.rank}
-    if not any(size.values()):
-        size["ratio"] = 0.5
-    plan = plan_factorization(model, **size, embedding=args.factorize_embedding, allocation=args.allocation)
+    plan = plan_factorization(model, **rank_options(args))
     print(plan)
     if args.dry_run:
         return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastkd.cli.arguments import fraction, numbers, positive, settings
 
@@ -107,6 +107,14 @@ def add_rank_options(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="word embedding in two factors too (default: where the budget needs it)",
     )
+
+
+def rank_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``plan_factorization`` takes of these."""
+    size = {"ratio": args.ratio, "parameters": args.parameters, "rank": args.rank}
+    if not any(size.values()):
+        size["ratio"] = 0.5
+    return {**size, "embedding": args.factorize_embedding, "allocation": args.allocation}
 
 
 def _sizes(parser: argparse.ArgumentParser) -> None:

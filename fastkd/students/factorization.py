@@ -115,16 +115,11 @@ def plan_factorization(
     if allocation not in ALLOCATIONS:
         raise ValueError(f"allocation must be one of {', '.join(ALLOCATIONS)}, got {allocation!r}")
     linear, table = _linear_maps(model) if maps else {}, _word_embedding(model)
-    before = sum(parameter.numel() for parameter in model.parameters())
     _check_weights(weights, [*linear, *table])
+    before = sum(parameter.numel() for parameter in model.parameters())
     if rank is not None:
-        if rank < 1:
-            raise ValueError(f"rank must be at least 1, got {rank}")
         candidates = _Candidates({**table, **linear} if embedding else linear, weights, "uniform")
-        if not candidates.saved(dict.fromkeys(candidates.modules, rank)):
-            most = max((out * into - 1) // (out + into) for out, into in candidates.shapes.values())
-            raise ValueError(f"rank is {rank}, at which no matrix becomes smaller; it must be at most {most}")
-        return _plan(model, candidates, dict.fromkeys(candidates.modules, rank), before)
+        return _plan(model, candidates, candidates.all_of(rank), before)
     budget = _budget(parameters, ratio, before)
     found = []
     for factors_words in (False, True) if embedding is None else (embedding,):
@@ -133,7 +128,7 @@ def plan_factorization(
         if ranks is not None:
             found.append((candidates, ranks))
     if not found:
-        least = before - candidates.saved(dict.fromkeys(candidates.modules, 1))
+        least = before - candidates.saved(candidates.all_of(1))
         raise ValueError(f"a budget of {budget:,} parameters cannot be met: rank 1 everywhere leaves {least:,}")
     of_maps = [sum(ranks[name] for name in linear) for _, ranks in found]
     return _plan(model, *found[0 if of_maps[0] >= of_maps[-1] / 2 else -1], before)
@@ -183,6 +178,17 @@ class _Candidates:
 
     def ranks_above(self, gain: float) -> dict[str, int]:
         return {name: max(1, int((values >= gain).sum())) for name, values in self.gains.items()}
+
+    def all_of(self, rank: int) -> dict[str, int]:
+        """That rank for every matrix.
+
+        Raises:
+            ValueError: it is below 1, or so high that no matrix becomes smaller.
+        """
+        most = max((out * into - 1) // (out + into) for out, into in self.shapes.values())
+        if not 1 <= rank <= most:
+            raise ValueError(f"rank is {rank}; it must be 1 to {most}, above which no matrix becomes smaller")
+        return dict.fromkeys(self.modules, rank)
 
     def saved(self, ranks: Mapping[str, int]) -> int:
         shapes = [(self.shapes[name], rank) for name, rank in ranks.items()]
