@@ -22,13 +22,10 @@ def half(into: int, out: int) -> int:
 
 
 CASES = [
-    Case(
-        "low_rank_linear", (rows, into, half(into, out), out), torch.float32, f"{what}, {tokens}", directions=(FORWARD,),
-        overhead=rows == 1,
-    )
+    Case("low_rank_linear", (rows, into, half(into, out), out), torch.float32, reason, "cpu", (FORWARD,), {}, rows == 1)
     for (into, out), what in MAPS.items()
-    for rows, tokens in ROWS.items()
-]  # fmt: skip
+    for rows, reason in ((rows, f"{what}, {tokens}") for rows, tokens in ROWS.items())
+]
 
 
 def make_inputs(case: Case) -> dict[str, Tensor]:
