@@ -14,8 +14,8 @@ DEMO = Path(__file__).resolve().parent
 OUT = DEMO / "out"
 DATA = ["--tasks", "qnli,stsb,snli", "--data-dir", str(DEMO / "data")]
 ABOUT = """Fine-tunes a teacher (MiniLM, 6 layers) on 11,462 rows of three tasks, then trains a small BiLSTM on the same
-rows twice: from their labels alone, and from the teacher's logits alone. Takes about 9 minutes on two quiet cores
-that multiply bfloat16 by AMX, 16 minutes by AVX512-BF16, longer on others."""
+rows twice: from their labels alone, and from the teacher's logits alone. Takes about 11 minutes on two quiet cores
+that multiply bfloat16 by AVX512-BF16, less by AMX, longer on others."""
 HOW_TO_READ = """This is one seed, and a task has 375 to 1,001 validation rows: a difference of less than about 2 points
 in one task, or 1 in the average, may be chance."""
 

@@ -83,7 +83,7 @@ def gradients(model, call=None):
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", ["bert", "modernbert", "gpt2", "llama"])
+@pytest.mark.parametrize("name", ["bert", "modernbert", "llama"])
 def test_compiled_and_checkpointed_models_have_the_same_gradients(name):
     want = gradients(make(name))
     compiled = make(name)
