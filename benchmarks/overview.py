@@ -45,7 +45,7 @@ STYLES = {"float32": {"linestyle": "-"}, "bfloat16": {"linestyle": "--", "marker
 
 
 def draw(machine: str, ops: dict[str, list[Row]], folder: Path) -> list[Path]:
-    """One picture for each quantity, one panel for each op; return their paths."""
+    """One picture for each quantity, one panel for each op with a backward; return their paths."""
     return [_draw(quantity, machine, ops, folder) for quantity in QUANTITIES]
 
 
@@ -53,14 +53,16 @@ def _draw(quantity: Quantity, machine: str, ops: dict[str, list[Row]], folder: P
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    problems = {op: [p for p in results.problems(rows) if p.direction == FORWARD_BACKWARD] for op, rows in ops.items()}
+    shown = {op: found for op, found in problems.items() if found}
     columns = 2
-    lines = -(-len(ops) // columns)
+    lines = -(-len(shown) // columns)
     figure = Figure(figsize=(11, 1.2 + 2.6 * lines), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
-    for panel, (op, rows) in zip(panels, ops.items(), strict=False):
-        _draw_panel(panel, op, quantity, [p for p in results.problems(rows) if p.direction == FORWARD_BACKWARD])
-    for panel in panels[len(ops) :]:
+    for panel, (op, found) in zip(panels, shown.items(), strict=False):
+        _draw_panel(panel, op, quantity, found)
+    for panel in panels[len(shown) :]:
         panel.set_axis_off()
     named: dict[str, Any] = {}
     for panel in panels:
