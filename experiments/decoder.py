@@ -84,7 +84,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Table:
     """Trains the teacher and the students, and gives the table that is then written."""
     check_names("--rows", args.rows, ROWS)
-    files = dict(part.split("=", 1) for part in args.test)
+    files = test_files(args.test)
     size, output = f"{100 * args.ratio:g}", Path(args.output)
     table = Table(
         name=f"makd-decoder-{size}",
@@ -105,9 +105,11 @@ def run(args: argparse.Namespace) -> Table:
         SEEDS[: args.samples],
         args.new_tokens,
     )
-    teacher = make_teacher(args.texts, speaking, tokenizer, output / TEACHER, table)
+    sources = {"texts": args.texts, "train": args.train, "test": files, "max_train_rows": args.max_train_rows}
+    sources |= {"new_tokens": args.new_tokens, "samples": args.samples}
+    teacher = make_teacher(args.texts, speaking, tokenizer, output / TEACHER, sources, table)
     training = {"num_train_epochs": args.epochs, "warmup_steps": 0.06, "weight_decay": 0.01}
-    shared = {"ratio": args.ratio, "max_train_rows": args.max_train_rows, "new_tokens": args.new_tokens, **training}
+    shared = {"ratio": args.ratio, **sources, **training}
     groups = []
     for row in args.rows:
         own = replace(speaking, train=said_by(teacher, tokenizer, train, output)) if row == SEQKD else speaking
@@ -117,6 +119,15 @@ def run(args: argparse.Namespace) -> Table:
     table.fill(groups, args.jobs)
     write_perplexities(table)
     return table
+
+
+def test_files(parts: Sequence[str]) -> dict[str, str]:
+    """The files of ``--test`` by their names."""
+    pairs = [part.partition("=") for part in parts]
+    for part, (name, _, path) in zip(parts, pairs, strict=True):
+        if not name or not path:
+            raise ValueError(f"--test has {part!r}; it must be name=FILE, as held-out=heldout.jsonl")
+    return {name: path for name, _, path in pairs}
 
 
 def write_perplexities(table: Table) -> None:
@@ -152,7 +163,9 @@ def blocks(texts: Sequence[str], tokenizer: Any) -> Dataset:
     return Dataset.from_dict({"input_ids": rows, **whole})
 
 
-def make_teacher(texts: Sequence[str], speaking: Speaking, tokenizer: Any, folder: Path, table: Table) -> str:
+def make_teacher(
+    texts: Sequence[str], speaking: Speaking, tokenizer: Any, folder: Path, sources: dict[str, Any], table: Table
+) -> str:
     """A GPT-2 of small sizes, trained on the texts and then on the instructions unless it is there, and its lines."""
 
     def train() -> Trained:
@@ -172,7 +185,7 @@ def make_teacher(texts: Sequence[str], speaking: Speaking, tokenizer: Any, folde
         tokenizer.save_pretrained(folder / "model")
         return found
 
-    trained = finished_or(folder, {"sizes": SIZES, "texts": list(texts), "train": len(speaking.train)}, train)
+    trained = finished_or(folder, {"sizes": SIZES, **sources}, train)
     lines = csv_file.scores_of(TEACHER, 0, {name: name for name in trained["scores"]}, trained)
     csv_file.write(table.group_folder(TEACHER) / "scores.csv", lines)
     write_text(table.group_folder(TEACHER) / "students.json", json.dumps({0: trained}))

@@ -80,8 +80,9 @@ def run(args: argparse.Namespace) -> Table:
     reading = load(args.data_dir, tokenizer, args.held_out, args.max_train_rows)
     teacher = Path(args.output) / TEACHER
     training = {"num_train_epochs": args.epochs, "warmup_steps": 0.06, "weight_decay": 0.0}
-    make_teacher(args.model, reading, teacher, training, table)
-    shared = {"ratio": args.ratio, "max_train_rows": args.max_train_rows, "held_out": args.held_out, **training}
+    rows = {"data_dir": args.data_dir, "max_train_rows": args.max_train_rows, "held_out": args.held_out}
+    make_teacher(args.model, reading, teacher, training, rows, table)
+    shared = {"model": args.model, "ratio": args.ratio, **rows, **training}
     groups = []
     for row in args.rows:
         student = partial(train_student, ROWS[row], str(teacher / "model"), args.ratio, reading, training)
@@ -104,8 +105,10 @@ def load(data_dir: str | None, tokenizer: Any, held_out: int | None, max_train_r
     return Reading(encode_squad(train, tokenizer, **SIZES), encode_squad(questions, tokenizer, **SIZES), questions)
 
 
-def make_teacher(model: str, reading: Reading, folder: Path, training: dict[str, Any], table: Table) -> None:
-    """The teacher, fine-tuned unless it is there, and its lines."""
+def make_teacher(
+    model: str, reading: Reading, folder: Path, training: dict[str, Any], rows: dict[str, Any], table: Table
+) -> None:
+    """The teacher, fine-tuned unless it is there, and its lines. ``rows`` tells which ``reading`` it is."""
     from experiments import scores as csv_file
 
     def train() -> Trained:
@@ -120,7 +123,7 @@ def make_teacher(model: str, reading: Reading, folder: Path, training: dict[str,
         AutoTokenizer.from_pretrained(model).save_pretrained(folder / "model")
         return found
 
-    trained = finished_or(folder, {"model": model, "train": len(reading.train), **training}, train)
+    trained = finished_or(folder, {"model": model, **rows, **training}, train)
     lines = csv_file.scores_of(TEACHER, 0, {name: name for name in COLUMNS}, trained)
     csv_file.write(table.group_folder(TEACHER) / "scores.csv", lines)
 

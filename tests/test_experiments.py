@@ -7,13 +7,10 @@ from dataclasses import fields
 
 import pytest
 import torch
-from decoder_samples import write_lines
-from squad_samples import learnable
-from squad_samples import write as write_squad
 from tiny import bert_config, tokenizer, write_glue
 from transformers import BertModel
 
-from experiments import decoder, makd, mixkd, reader, students, table
+from experiments import makd, mixkd, students, table
 from experiments.__main__ import main
 from experiments.claims import beats, gains_most_with_little_data, verdict, verdicts
 from experiments.scores import Score, read, write
@@ -79,70 +76,6 @@ def test_makd(folder, tmp_path, trained, monkeypatch, capsys):
         assert f"MaKD beats {other} at one number of parameters" in out
     assert run("makd", folder, tmp_path, *options, "--rows", ",".join(rows)) == 0
     assert len(trained) == 2 * len(rows)
-
-
-def test_a_reader(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(makd, "LAYERS", 1)
-    monkeypatch.setattr(reader, "LAYERS", 1)
-    monkeypatch.setattr(reader, "SIZES", {"max_length": 10, "doc_stride": 2, "max_question_length": 2})
-    write_squad(tmp_path / "squad" / "train.json", *learnable())
-    write_squad(tmp_path / "squad" / "dev.json", *learnable())
-    places = [
-        "--model",
-        str(folder / "encoder"),
-        "--data-dir",
-        str(tmp_path / "squad"),
-        "--output",
-        str(tmp_path / "runs"),
-    ]
-    options = ["--epochs", "1", "--jobs", "1", "--seeds", "1", "--learning-rates", "1e-3", "--held-out", "1"]
-    rows = ["low-rank fine-tuned", "TinyBERT", "MaKD"]
-    command = ["makd-squad", *places, *options, "--ratio", "0.7", "--rows", ",".join(rows)]
-    assert main(command) == 0
-    scores = read(tmp_path / "runs" / "70" / "scores.csv")
-    assert [(s.row, s.column) for s in scores] == [
-        (row, c) for row in ("teacher", *rows) for c in ("exact match", "F1")
-    ]
-    sizes = {score.row: score.parameters for score in scores}
-    assert all(0 < sizes[row] <= 0.7 * sizes["teacher"] for row in rows)
-    assert "MaKD beats TinyBERT" in capsys.readouterr().out
-    finished = sorted((tmp_path / "runs").rglob("result.json"))
-    times = [path.stat().st_mtime for path in finished]
-    assert len(finished) == 1 + len(rows)
-    assert main(command) == 0
-    assert [path.stat().st_mtime for path in finished] == times
-
-
-def test_a_decoder(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        decoder, "SIZES", {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 128, "vocab_size": 300}
-    )
-    monkeypatch.setattr(decoder, "LENGTHS", {"max_length": 128, "max_prompt_length": 110})
-    text = tmp_path / "text.txt"
-    text.write_text("Below is an instruction that describes a task. Write a response. " * 200)
-    rows = [{"instruction": "say it", "output": f"it is {word}"} for word in ("a", "b", "c", "d")]
-    train, test = (write_lines(tmp_path / f"{name}.jsonl", *rows) for name in ("train", "test"))
-    places = [
-        "--texts",
-        str(text),
-        "--train",
-        str(train),
-        "--test",
-        f"held-out={test}",
-        "--output",
-        str(tmp_path / "runs"),
-    ]
-    options = ["--epochs", "1", "--jobs", "1", "--seeds", "1,2", "--learning-rates", "1e-3", "--ratio", "0.7"]
-    assert main(["makd-decoder", *places, *options, "--new-tokens", "8", "--samples", "1"]) == 0
-    scores = read(tmp_path / "runs" / "70" / "scores.csv")
-    names = ["teacher", "low-rank fine-tuned", "KD", "SeqKD", "MaKD"]
-    assert list(dict.fromkeys(score.row for score in scores)) == names
-    sizes = {score.row: score.parameters for score in scores}
-    assert len({sizes[name] for name in names[1:]}) == 1
-    assert sizes["MaKD"] <= 0.7 * sizes["teacher"]
-    lines = (tmp_path / "runs" / "70" / "perplexity.md").read_text().splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == names
-    assert "MaKD beats SeqKD" in capsys.readouterr().out
 
 
 def test_mkd(folder, tmp_path, trained, monkeypatch, capsys):
