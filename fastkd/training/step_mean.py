@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from fastkd.training.attention import train_by_own_attention
+
 SAMPLING_STRATEGIES = ("random", "group_by_length")
 
 
@@ -16,7 +18,7 @@ class StepMeanTrainer(Trainer):
     """Trains on the mean loss over an optimiser step's items, of whatever micro-batch or process.
 
     The same rows give the same gradient for any ``gradient_accumulation_steps``. What an item is, :meth:`count_items`
-    says: a row, unless overridden.
+    says: a row, unless overridden. On a CPU a model's ``sdpa`` becomes ``fastkd.training.attention.sdpa``.
 
     Raises:
         ValueError: several GPUs without torchrun, which would mean ``nn.DataParallel``; or an argument of
@@ -31,6 +33,8 @@ class StepMeanTrainer(Trainer):
         args = args or TrainingArguments()
         _check_arguments(args, kwargs)
         args.remove_unused_columns = False
+        if model is not None and args.device.type == "cpu":
+            train_by_own_attention(model)
         super().__init__(model, args, *rest, **kwargs)
         self.model_accepts_loss_kwargs = False  # or Trainer would count labels, which may be no items
 

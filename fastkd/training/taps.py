@@ -8,14 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from fastkd.students.layers import linear_maps, transformer_layers
-
-_PREFIX = "fastkd_"
-_TAPS = "_fastkd_taps"
+from fastkd.training.attention import TAPS, own_attention
 
 
 class Attention(NamedTuple):
@@ -81,9 +76,9 @@ class Taps:
         self._depth = len(layers)
         self._tapped = list(layers.modules()) if attention else []
         if attention:
-            _tap_attention(owner)
+            own_attention(owner)
         for module in self._tapped:
-            vars(module)[_TAPS] = self  # where the attention function finds it
+            vars(module)[TAPS] = self  # where the attention function finds it
         if hidden:
             self._handles.append(layers[0].register_forward_pre_hook(self._take_input, with_kwargs=True))
             self._handles += [layer.register_forward_hook(self._take_state) for layer in layers]
@@ -108,7 +103,7 @@ class Taps:
         for handle in self._handles:
             handle.remove()
         for module in self._tapped:
-            vars(module).pop(_TAPS, None)
+            vars(module).pop(TAPS, None)
 
     def _take_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._features is not None:
@@ -125,44 +120,19 @@ class Taps:
 
         return take
 
-    def take_attention(self, attention: Attention) -> None:
-        if self._features is not None:
-            self._features.attention.append(attention)
-
-
-def _tap_attention(model: PreTrainedModel) -> None:
-    own = model.config._attn_implementation
-    if own.startswith(_PREFIX):
-        return
-    delegate = "sdpa" if own == "eager" else own
-    name = _PREFIX + delegate
-    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
-        AttentionInterface.register(name, _tapped(ALL_ATTENTION_FUNCTIONS[delegate]))
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[delegate])
-    model.set_attn_implementation(name)
-    if model.config._attn_implementation != name:
-        kind = type(model).__name__
-        raise ValueError(f"{kind} does not call its attention through transformers' AttentionInterface: no queries")
-
-
-def _tapped(attention: Any) -> Any:
-    def forward(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-    ) -> Any:
-        taps: Taps | None = getattr(module, _TAPS, None)
-        if taps is not None:
-            causal = kwargs.get("is_causal")
-            taps.take_attention(
-                Attention(
-                    query,
-                    key,
-                    value,
-                    scale=kwargs.get("scaling") or query.shape[-1] ** -0.5,
-                    bias=kwargs.get("position_bias"),
-                    causal=getattr(module, "is_causal", False) if causal is None else causal,
-                    window=kwargs.get("sliding_window"),
-                )
+    def take_attention(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> None:
+        """Called by the attention function with what transformers hands it."""
+        if self._features is None:
+            return
+        causal = kwargs.get("is_causal")
+        self._features.attention.append(
+            Attention(
+                query,
+                key,
+                value,
+                scale=kwargs.get("scaling") or query.shape[-1] ** -0.5,
+                bias=kwargs.get("position_bias"),
+                causal=getattr(module, "is_causal", False) if causal is None else causal,
+                window=kwargs.get("sliding_window"),
             )
-        return attention(module, query, key, value, attention_mask, **kwargs)
-
-    return forward
+        )

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    TrainingArguments,
+)
 
 from fastkd.data.encode import MultiTaskCollator, load_encoded
 from fastkd.training.classifiers import (
@@ -70,6 +77,7 @@ def train_teacher(
     paraphrases: str | Path | None = None,
     max_length: int = 128,
     pooling: str = "cls",
+    dropout: float | None = None,
     seed: int = 0,
     bf16: bool | None = None,
     sampling_tau: float | None = None,
@@ -84,6 +92,8 @@ def train_teacher(
         data_dir, train_fraction, max_train_rows, paraphrases: see ``fastkd.data.glue.load_task``.
         max_length: tokens of a row, a pair counting as one.
         pooling: see ``MultiTaskEncoderConfig``.
+        dropout: rate of all dropout in encoder and heads, which students of the teacher's layers take over; None
+            leaves the encoder's own. Drawing the masks takes a good part of a step on a CPU; 0 draws none.
         seed: of heads, subset, order and dropout.
         bf16: autocast to bfloat16; None does so where the processor multiplies bfloat16 natively.
         sampling_tau: see ``MultiTaskTrainer``; below 1 it gives small tasks more steps.
@@ -107,7 +117,13 @@ def train_teacher(
         seed=seed,
     )
     torch.manual_seed(seed)
-    model = MultiTaskEncoder.from_encoder(name_or_path, list(train.tasks.values()), pooling=pooling)
+    config = AutoConfig.from_pretrained(name_or_path)
+    heads: dict[str, Any] = {"pooling": pooling}
+    if dropout is not None:
+        _set_dropout(config, dropout)
+        heads["classifier_dropout"] = dropout
+    encoder = AutoModel.from_pretrained(name_or_path, config=config, dtype=torch.float32)
+    model = MultiTaskEncoder.from_encoder(encoder, list(train.tasks.values()), **heads)
     check_output(output_dir, needed_bytes=4 * model.num_parameters())
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 32,
@@ -134,6 +150,14 @@ def train_teacher(
             tokenizer.save_pretrained(folder)
             (folder / "eval_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+def _set_dropout(config: PreTrainedConfig, rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout is {rate}; it must be at least 0 and below 1")
+    for name, value in vars(config).items():
+        if "dropout" in name and isinstance(value, float | int) and not isinstance(value, bool):
+            setattr(config, name, rate)
 
 
 def has_fast_bf16() -> bool:

@@ -1,0 +1,74 @@
+"""The attention function of models in training: fast on a CPU, and open to ``Taps``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+TAPS = "_fastkd_taps"
+"""Where the attention function finds, on the module that calls it, the ``Taps`` to hand its operands to."""
+_PREFIX = "fastkd_"
+
+
+def train_by_own_attention(model: nn.Module) -> None:
+    """Lets whatever in ``model`` calls its attention through transformers' ``sdpa`` call :func:`sdpa`."""
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    for part in parts:
+        if part._can_set_attn_implementation() and part.config._attn_implementation == "sdpa":
+            own_attention(part)
+
+
+def own_attention(model: PreTrainedModel) -> None:
+    """Sets the model's attention function to one that gives the same and can be tapped; an eager one becomes ``sdpa``.
+
+    Raises:
+        ValueError: the model does not call its attention through transformers' interface.
+    """
+    given = model.config._attn_implementation
+    if given.startswith(_PREFIX):
+        return
+    delegate = "sdpa" if given == "eager" else given
+    name = _PREFIX + delegate
+    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionInterface.register(name, _tapped(sdpa if delegate == "sdpa" else ALL_ATTENTION_FUNCTIONS[delegate]))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[delegate])
+    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
+        kind = type(model).__name__
+        raise ValueError(f"{kind} does not call its attention through transformers' AttentionInterface: no queries")
+
+
+def sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> Any:
+    """transformers' ``sdpa``; in float32 where a CPU is to take its gradients in half precision.
+
+    torch's fused attention has no fast bfloat16 backward on a CPU: up to 128 tokens it takes as long as the whole rest
+    of a layer, and several times as long as in float32. With dropout torch takes another path, which is left alone.
+    """
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    if query.device.type != "cpu" or not half or not query.requires_grad or kwargs.get("dropout"):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    with torch.autocast("cpu", enabled=False):
+        output, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+    return output.to(query.dtype), None
+
+
+def _tapped(attention: Any) -> Any:
+    def forward(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Any:
+        taps = getattr(module, TAPS, None)
+        if taps is not None:
+            taps.take_attention(module, query, key, value, **kwargs)
+        return attention(module, query, key, value, attention_mask, **kwargs)
+
+    return forward
