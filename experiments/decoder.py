@@ -34,7 +34,7 @@ from experiments.runs import Runs
 from experiments.scores import surroundings
 from experiments.students import Trained, facts
 from experiments.table import Table
-from experiments.teachers import TEACHER
+from experiments.teachers import DROPOUT, TEACHER
 from fastkd.cli.arguments import fraction, positive
 from fastkd.data.batches import language_model_collator
 from fastkd.data.instructions import encode_instructions, load_instructions
@@ -56,6 +56,7 @@ ROWS = tuple(OBJECTIVES)
 EPOCHS, TEACHER_EPOCHS, END = 3.0, 3.0, "<|endoftext|>"
 LEARNING_RATES = (5e-4, 1e-3)
 SIZES = {"n_layer": 6, "n_embd": 256, "n_head": 4, "n_positions": 512, "vocab_size": 8192}
+DROPOUTS = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), DROPOUT)
 LENGTHS = {"max_length": 512, "max_prompt_length": 256}
 CLAIMS = tuple(beats(MAKD, row, f"MaKD beats {row} at one number of parameters") for row in ROWS if row != MAKD)
 
@@ -172,7 +173,7 @@ def make_teacher(
         start = time.monotonic()
         torch.manual_seed(0)
         model = GPT2LMHeadModel(
-            GPT2Config(**SIZES, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id)
+            GPT2Config(**SIZES, **DROPOUTS, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id)
         )
         collate = language_model_collator(tokenizer)
         for rows in (blocks(texts, tokenizer), speaking.train):
@@ -185,7 +186,7 @@ def make_teacher(
         tokenizer.save_pretrained(folder / "model")
         return found
 
-    trained = finished_or(folder, {"sizes": SIZES, **sources}, train)
+    trained = finished_or(folder, {"sizes": SIZES, **DROPOUTS, **sources}, train)
     lines = csv_file.scores_of(TEACHER, 0, {name: name for name in trained["scores"]}, trained)
     csv_file.write(table.group_folder(TEACHER) / "scores.csv", lines)
     write_text(table.group_folder(TEACHER) / "students.json", json.dumps({0: trained}))

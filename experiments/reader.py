@@ -26,7 +26,7 @@ from experiments.runs import Runs
 from experiments.scores import surroundings
 from experiments.students import Trained, facts
 from experiments.table import Table
-from experiments.teachers import TEACHER
+from experiments.teachers import DROPOUT, TEACHER
 from fastkd.cli.arguments import fraction, positive
 from fastkd.data.batches import span_collator
 from fastkd.data.squad import load_squad, split_by_title
@@ -37,6 +37,7 @@ from fastkd.methods.makd import MaKDObjective
 from fastkd.methods.objective import Objective
 from fastkd.students import factorize, plan_factorization, shallow
 from fastkd.training.parallel import Add, ReportProgress
+from fastkd.training.pretrained import config_with_dropout
 from fastkd.training.report import count_parameters, measure_latency
 from fastkd.training.runs import finished_or
 from fastkd.training.spans import SpanTrainer
@@ -114,7 +115,8 @@ def make_teacher(
     def train() -> Trained:
         start = time.monotonic()
         torch.manual_seed(0)
-        teacher = AutoModelForQuestionAnswering.from_pretrained(model, dtype=torch.float32)
+        config = config_with_dropout(model, DROPOUT)
+        teacher = AutoModelForQuestionAnswering.from_pretrained(model, config=config, dtype=torch.float32)
         args = arguments(folder / "trainer", learning_rate=1e-4, seed=0, **training)
         trainer = reader(SpanTrainer, teacher, args, model, reading)
         trainer.train()
@@ -123,7 +125,7 @@ def make_teacher(
         AutoTokenizer.from_pretrained(model).save_pretrained(folder / "model")
         return found
 
-    trained = finished_or(folder, {"model": model, **rows, **training}, train)
+    trained = finished_or(folder, {"model": model, "dropout": DROPOUT, **rows, **training}, train)
     lines = csv_file.scores_of(TEACHER, 0, {name: name for name in COLUMNS}, trained)
     csv_file.write(table.group_folder(TEACHER) / "scores.csv", lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Protocol
 from experiments import scores as csv_file
 from experiments.claims import Claim
 from experiments.report import FILES, write_report
+from experiments.scores import Score
 from experiments.students import folder_name
 from fastkd.training.parallel import Add, train_all
 
@@ -58,18 +60,26 @@ class Table:
 
     def report(self) -> str:
         paths = sorted((self.folder / "groups").glob("*/scores.csv"))
-        scores = [line for path in paths for line in csv_file.read(path)]
-        scores.sort(key=lambda line: self.rows.index(line.row))
-        columns = [column for column in self.columns if any(line.column == column for line in scores)]
-        columns += dict.fromkeys(line.column for line in scores if line.column not in columns)
-        return write_report(self.folder, scores, self.rows, columns, self.title, self.claims)
+        return self._write(self.folder, [line for path in paths for line in csv_file.read(path)])
 
     def keep(self) -> None:
-        """Copies the report to the repository."""
+        """Puts the report into the repository; columns that only the one before has stay as they were."""
         RESULTS.mkdir(exist_ok=True)
-        for file, ending in FILES.items():
-            if (self.folder / file).exists():
-                shutil.copyfile(self.folder / file, RESULTS / f"{self.name}{ending}")
+        scores, kept = csv_file.read(self.folder / "scores.csv"), RESULTS / f"{self.name}.csv"
+        measured = {line.column for line in scores}
+        before = csv_file.read(kept) if kept.exists() else []
+        with tempfile.TemporaryDirectory() as folder:
+            self._write(Path(folder), [*scores, *(line for line in before if line.column not in measured)])
+            for file, ending in FILES.items():
+                made = [place / file for place in (Path(folder), self.folder) if (place / file).exists()]
+                if made:
+                    shutil.copyfile(made[0], RESULTS / f"{self.name}{ending}")
+
+    def _write(self, folder: Path, scores: list[Score]) -> str:
+        scores = sorted(scores, key=lambda line: self.rows.index(line.row))
+        columns = [column for column in self.columns if any(line.column == column for line in scores)]
+        columns += dict.fromkeys(line.column for line in scores if line.column not in columns)
+        return write_report(folder, scores, self.rows, columns, self.title, self.claims)
 
 
 def _train(scale: float, group: Part, add: Add) -> None:

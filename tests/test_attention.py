@@ -1,13 +1,13 @@
 """The attention function of training: the same function as transformers', by another path in half precision."""
 
-import copy
-
 import pytest
 import torch
+from families import BATCH, FAMILIES, make
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from fastkd.training.attention import sdpa, train_by_own_attention
-from tests.tiny import bert, bilstm
+from fastkd.training.step_mean import StepMeanTrainer
 
 
 def operands(dtype):
@@ -36,12 +36,36 @@ def test_half_precision_is_as_close_as_transformers_own(kind):
     )
     exact, exact_gradients = result(sdpa_attention_forward, torch.float64, kind, scaling=0.3)
     assert output.dtype == torch.bfloat16
-    for mine, other, want in zip((output, *gradients), (theirs, *their_gradients), (exact, *exact_gradients)):
+    found = zip((output, *gradients), (theirs, *their_gradients), (exact, *exact_gradients), strict=True)
+    for mine, other, want in found:
         error, allowed = ((x.double() - want).norm() for x in (mine, other))
         assert error <= 1.2 * allowed + 1e-6
 
 
 def test_dropout_takes_torchs_own_path():
-    mine, theirs = (result(attention, torch.bfloat16, "bool", dropout=0.5) for attention in (sdpa, sdpa_attention_forward))
-    for a, b in zip((mine[0], *mine[1]), (theirs[0], *theirs[1])):
-        assert torch.equal(a, b)
+    both = (result(attention, torch.bfloat16, "bool", dropout=0.5) for attention in (sdpa, sdpa_attention_forward))
+    (output, gradients), (their_output, their_gradients) = both
+    assert torch.equal(output, their_output)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(gradients, their_gradients, strict=True))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_trained_model_answers_as_before(name, tmp_path):
+    model = make(name)
+    before = model(**BATCH).logits
+    StepMeanTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True))
+    assert torch.equal(model(**BATCH).logits, before)
+    assert "fastkd_sdpa" in {getattr(part.config, "_attn_implementation", None) for part in encoders(model)}
+    model.save_pretrained(tmp_path / "saved")
+    assert "fastkd" not in (tmp_path / "saved" / "config.json").read_text()
+
+
+def encoders(model):
+    return [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+
+
+def test_an_eager_model_stays_eager():
+    model = make("bert")
+    model.set_attn_implementation("eager")
+    train_by_own_attention(model)
+    assert model.config._attn_implementation == "eager"

@@ -111,6 +111,22 @@ def test_mkd(folder, tmp_path, trained, monkeypatch, capsys):
     assert list(dict.fromkeys(score.row for score in read(tmp_path / "runs" / "transformer" / "scores.csv"))) == names
 
 
+def test_kept_columns_of_other_runs_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+    claim = beats("SM", "KD", "SM beats KD")
+    for run, columns in (("first", ("a", "b")), ("second", ("b", "c"))):
+        own = table.Table("t", "T", tmp_path / run, ("KD", "SM"), ("a", "b", "c"), (claim,))
+        for row, points in (("KD", 50.0), ("SM", 60.0 if run == "first" else 80.0)):
+            write(own.group_folder(row) / "scores.csv", [score(row, column, 1, points) for column in columns])
+        own.report()
+        own.keep()
+    found = {(line.row, line.column): line.score for line in read(tmp_path / "results" / "t.csv")}
+    assert found == {**{("KD", column): 50 for column in "abc"}, ("SM", "a"): 60, ("SM", "b"): 80, ("SM", "c"): 80}
+    assert "a | b | c | average" in " ".join((tmp_path / "results" / "t.md").read_text().split())
+    assert "23.33" in (tmp_path / "results" / "t-verdicts.md").read_text()
+    assert (tmp_path / "results" / "t.png").stat().st_size > 1000
+
+
 def test_mkd_on_augmented_rows(folder, tmp_path, trained):
     options = ["--tasks", "sst2", "--learning-rates", "1e-3", "--seeds", "1", "--augment", "3"]
     assert run("mkd", folder, tmp_path, *options, "--rows", "augmented") == 0

@@ -31,7 +31,7 @@ def command(encoder, glue, output, *more):
 
 def test_command_trains_saves_and_reports(encoder, glue, tmp_path, capsys):
     output = tmp_path / "runs" / "teacher"
-    more = ["--epochs", "25", "--learning-rate", "1e-2", "--batch-size", "8", "--pooling", "mean"]
+    more = ["--epochs", "25", "--learning-rate", "1e-2", "--batch-size", "8", "--pooling", "mean", "--dropout", "0"]
     assert main(command(encoder, glue, output, *more)) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["sst2", "accuracy", "100.0"] in lines
@@ -42,6 +42,7 @@ def test_command_trains_saves_and_reports(encoder, glue, tmp_path, capsys):
     assert not list(output.glob("*.bin"))
     assert read_options(output / "options.yaml").items() >= {"pooling": ["mean"], "bf16": ["false"]}.items()
     teacher = load_teacher(output)
+    assert {part.p for part in teacher.modules() if isinstance(part, torch.nn.Dropout)} == {0.0}
     words = AutoTokenizer.from_pretrained(output)(["the great film", "the awful film"], return_tensors="pt")
     assert teacher(**words, task="sst2").logits.argmax(-1).tolist() == [1, 0]
     embeddings = load_file(output / "model.safetensors")["encoder.embeddings.word_embeddings.weight"]
@@ -94,6 +95,8 @@ def test_command_refuses_before_work(encoder, glue, tmp_path, capsys, monkeypatc
         raise AssertionError("training started")
 
     monkeypatch.setattr("fastkd.training.teacher.MultiTaskTrainer", fail)
+    assert main(command(encoder, glue, tmp_path / "bad", "--dropout", "1")) == 1
+    assert "dropout is 1.0; it must be at least 0 and below 1" in capsys.readouterr().err
     (tmp_path / "thesis.txt").write_text("mine")
     assert main(command(encoder, glue, tmp_path)) == 1
     assert "holds something else" in capsys.readouterr().err

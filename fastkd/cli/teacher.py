@@ -55,6 +55,11 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     add("--batch-size", type=positive(int), default=32, help="rows per device and step (default 32)")
     add("--sampling-tau", type=float, help="draw a batch's task in proportion to rows^tau (default: every row once)")
     add("--pooling", choices=("cls", "mean"), default="cls", help="what a head reads (default cls)")
+    add(
+        "--dropout",
+        type=float,
+        help="rate in the teacher, which its Transformer students take over; 0 trains faster (default: the encoder's)",
+    )
     add("--seed", type=int, default=0, help="default 0")
     add(
         "--bf16",
@@ -84,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         paraphrases=args.paraphrases,
         max_length=args.max_length,
         pooling=args.pooling,
+        dropout=args.dropout,
         seed=args.seed,
         bf16=args.bf16,
         sampling_tau=args.sampling_tau,

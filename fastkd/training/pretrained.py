@@ -1,4 +1,4 @@
-"""Loading a model as the class that it was saved from."""
+"""Loading a model as the class that it was saved from, or with a dropout of one's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import cast
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from fastkd.students.low_rank_loading import METHOD
 from fastkd.training.classifiers import MultiTaskEncoder, MultiTaskEncoderConfig
@@ -39,3 +46,20 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path))
     except (OSError, ValueError):
         return None
+
+
+def config_with_dropout(path: str | Path, rate: float | None) -> PreTrainedConfig:
+    """The configuration of a pretrained model with one rate for all that it drops; None leaves it as it is.
+
+    Raises:
+        ValueError: the rate is below 0, or is 1 or above.
+    """
+    config: PreTrainedConfig = AutoConfig.from_pretrained(path)
+    if rate is None:
+        return config
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout is {rate}; it must be at least 0 and below 1")
+    for name, value in vars(config).items():
+        if "drop" in name and isinstance(value, float | int) and not isinstance(value, bool):
+            setattr(config, name, rate)
+    return config

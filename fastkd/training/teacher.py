@@ -14,7 +14,6 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PreTrainedConfig,
     TrainingArguments,
 )
 
@@ -26,6 +25,7 @@ from fastkd.training.classifiers import (
     task_loss,
 )
 from fastkd.training.output import check_output, new_folder
+from fastkd.training.pretrained import config_with_dropout
 from fastkd.training.trainer import MultiTaskTrainer
 
 __all__ = [
@@ -105,6 +105,7 @@ def train_teacher(
         ``MultiTaskTrainer.evaluate``'s metrics, which are also saved as ``eval_results.json``.
     """
     check_output(output_dir)
+    config = config_with_dropout(name_or_path, dropout)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     train, validation = load_encoded(
         tasks,
@@ -117,13 +118,9 @@ def train_teacher(
         seed=seed,
     )
     torch.manual_seed(seed)
-    config = AutoConfig.from_pretrained(name_or_path)
-    heads: dict[str, Any] = {"pooling": pooling}
-    if dropout is not None:
-        _set_dropout(config, dropout)
-        heads["classifier_dropout"] = dropout
     encoder = AutoModel.from_pretrained(name_or_path, config=config, dtype=torch.float32)
-    model = MultiTaskEncoder.from_encoder(encoder, list(train.tasks.values()), **heads)
+    heads = {} if dropout is None else {"classifier_dropout": dropout}
+    model = MultiTaskEncoder.from_encoder(encoder, list(train.tasks.values()), pooling=pooling, **heads)
     check_output(output_dir, needed_bytes=4 * model.num_parameters())
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 32,
@@ -150,14 +147,6 @@ def train_teacher(
             tokenizer.save_pretrained(folder)
             (folder / "eval_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
-
-
-def _set_dropout(config: PreTrainedConfig, rate: float) -> None:
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout is {rate}; it must be at least 0 and below 1")
-    for name, value in vars(config).items():
-        if "dropout" in name and isinstance(value, float | int) and not isinstance(value, bool):
-            setattr(config, name, rate)
 
 
 def has_fast_bf16() -> bool:
