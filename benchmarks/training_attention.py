@@ -1,4 +1,4 @@
-"""Benchmark of attention in training on a CPU, in bfloat16 without dropout: forward and backward of a MiniLM's layer."""
+"""Benchmark of a MiniLM's attention in training on a CPU: bfloat16 without dropout, forward and backward."""
 
 from __future__ import annotations
 

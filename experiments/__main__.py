@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from experiments import decoder, makd, mixkd, mkd, reader
 from experiments.options import add_options
+from experiments.report import FILES
 
 EXPERIMENTS = {"mkd": mkd, "mixkd": mixkd, "makd": makd, "makd-squad": reader, "makd-decoder": decoder}
 EPILOG = """example:
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     if args.keep:
         table.keep()
-    print(f"{(table.folder / 'table.md').read_text()}\n{(table.folder / 'verdicts.md').read_text()}")
+    tables = [table.folder / file for file in FILES if file.endswith(".md") and (table.folder / file).exists()]
+    print("\n".join(path.read_text() for path in tables))
     print(f"table, picture, scores and verdicts are in {table.folder}")
     return 0
 

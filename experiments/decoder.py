@@ -31,10 +31,10 @@ from experiments.options import check_names, several
 from experiments.reader import arguments
 from experiments.report import mean_and_spread
 from experiments.runs import Runs
-from experiments.scores import surroundings
+from experiments.scores import TEACHER, surroundings
 from experiments.students import Trained, facts
 from experiments.table import Table
-from experiments.teachers import DROPOUT, TEACHER
+from experiments.teachers import DROPOUT
 from fastkd.cli.arguments import fraction, positive
 from fastkd.data.batches import language_model_collator
 from fastkd.data.instructions import encode_instructions, load_instructions

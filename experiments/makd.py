@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from experiments.claims import Claim, beats
 from experiments.mkd import TASKS, only
 from experiments.options import add_encoder_options, check_names, several
+from experiments.scores import MAJORITY, TEACHER
 from experiments.students import Group, learning_rates
 from experiments.table import Table
-from experiments.teachers import TEACHER, make_teacher, write_scores
+from experiments.teachers import make_teacher, write_scores
 from fastkd.cli.arguments import fraction, positive
 from fastkd.data.glue import check_task
 from fastkd.methods.experiment import Experiment, prepare
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> Table:
         name=f"makd-{size}",
         title=f"MaKD and others in {size} % of the teacher's parameters",
         folder=Path(args.output) / size,
-        rows=(TEACHER, *ROWS),
+        rows=(MAJORITY, TEACHER, *ROWS),
         columns=list(dict.fromkeys((*TASKS, *args.tasks))),
         claims=CLAIMS,
     )

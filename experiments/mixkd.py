@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from experiments.claims import beats, gains_most_with_little_data
 from experiments.options import add_encoder_options, check_names, several
+from experiments.scores import MAJORITY, TEACHER
 from experiments.students import Group, learning_rates
 from experiments.table import Table
-from experiments.teachers import TEACHER, make_teacher, write_scores
+from experiments.teachers import make_teacher, write_scores
 from fastkd.cli.arguments import positive
 from fastkd.data.glue import check_task, load_task
 from fastkd.methods.experiment import Experiment, prepare
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> Table:
         name="mixkd",
         title=f"MixKD into the {STUDENT.title}",
         folder=Path(args.output),
-        rows=(TEACHER, *ROWS),
+        rows=(MAJORITY, TEACHER, *ROWS),
         columns=list(dict.fromkeys((*CELLS, *args.cells))),
         claims=CLAIMS,
     )

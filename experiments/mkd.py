@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from experiments import scores as csv_file
 from experiments.claims import beats
+from experiments.kept import kept_table
 from experiments.options import add_encoder_options, check_names, several
+from experiments.scores import MAJORITY, TEACHER
 from experiments.students import Group, learning_rates
 from experiments.table import Table
-from experiments.teachers import TEACHER, make_teacher, write_scores
+from experiments.teachers import make_teacher, write_scores
 from fastkd.cli.arguments import positive
 from fastkd.data.encode import MultiTaskDataset
 from fastkd.data.glue import check_task
@@ -19,6 +22,7 @@ from fastkd.methods.experiment import Experiment, Material, prepare
 from fastkd.methods.registry import METHODS
 from fastkd.methods.students import BiLSTMStudent, Student, TransformerStudent
 from fastkd.methods.teachers import load_teachers
+from fastkd.training.runs import write_text
 
 NONE, SINGLE, MULTI, AUGMENTED = "no distillation", "single-task", "multi-task", "augmented"
 FINETUNED = {MULTI: "multi-task fine-tuned", AUGMENTED: "augmented fine-tuned"}
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> Table:
         name=f"mkd-{args.student}",
         title=f"MKD into the {STUDENTS[args.student].title}",
         folder=Path(args.output) / args.student,
-        rows=(TEACHER, *ROWS),
+        rows=(MAJORITY, TEACHER, *ROWS),
         columns=args.tasks,
         claims=CLAIMS,
     )
@@ -77,7 +81,17 @@ def run(args: argparse.Namespace) -> Table:
     material = prepare(shared, load_teachers(teacher.folder, args.tasks))
     write_scores(teacher, material, {task: task for task in args.tasks}, table.group_folder(TEACHER))
     table.fill(groups(table, shared, material, args), args.jobs)
+    write_kept(table, material)
     return table
+
+
+def write_kept(table: Table, material: Material) -> None:
+    """What of the teacher the rows keep, on the tasks of one text and on those of two."""
+    tasks = material.train.tasks
+    parts = {"single sentences": 1, "pairs": 2}
+    columns = {part: [name for name, task in tasks.items() if len(task.columns) == n] for part, n in parts.items()}
+    kept = kept_table(csv_file.read(table.folder / "scores.csv"), {part: c for part, c in columns.items() if c})
+    write_text(table.folder / "kept.md", f"{kept}\n")
 
 
 def groups(table: Table, shared: Experiment, material: Material, args: argparse.Namespace) -> list[Group]:

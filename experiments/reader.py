@@ -23,10 +23,10 @@ from experiments.makd import CLAIMS, LAYERS, LEARNING_RATES, MAKD, OTHERS, Row
 from experiments.makd import ROWS as ALL_ROWS
 from experiments.options import add_encoder_options, check_names
 from experiments.runs import Runs
-from experiments.scores import surroundings
+from experiments.scores import TEACHER, surroundings
 from experiments.students import Trained, facts
 from experiments.table import Table
-from experiments.teachers import DROPOUT, TEACHER
+from experiments.teachers import DROPOUT
 from fastkd.cli.arguments import fraction, positive
 from fastkd.data.batches import span_collator
 from fastkd.data.squad import load_squad, split_by_title

@@ -17,9 +17,10 @@ FILES = {
     "table.md": ".md",
     "scores.png": ".png",
     "verdicts.md": "-verdicts.md",
+    "kept.md": "-kept.md",
     "perplexity.md": "-perplexity.md",
 }
-"""What a report is made of, the last of decoders alone, and how the kept copies end."""
+"""What a report is made of, the last two of MKD and of decoders alone, and how the kept copies end."""
 HOW_TO_READ = """Differences are in points of 100, between models of one column and one seed. A claim holds here where
 their mean is more than two standard errors above 0, and does not hold here where it is as far below."""
 

@@ -14,6 +14,8 @@ import torch
 from benchmarks.results import environment
 from fastkd.training.runs import write_text
 
+MAJORITY, TEACHER = "majority class", "teacher"
+"""Rows of the tables that are no students."""
 _KINDS = {"str": str, "int": int, "float": float}
 
 

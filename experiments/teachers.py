@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import scores as csv_file
-from experiments.scores import scores_of, surroundings
+from experiments.kept import majority_scores
+from experiments.scores import MAJORITY, TEACHER, scores_of, surroundings
 from experiments.students import TUNING_SEED, measure
 from fastkd.methods.experiment import Material
 from fastkd.methods.teachers import load_teachers
 from fastkd.training.runs import finished_or
 from fastkd.training.teacher import train_teacher
 
-TEACHER = "teacher"
 DROPOUT = 0.0
 """Of all teachers, and so of the students made of their layers: on a CPU the masks take a good part of a step."""
 OPTIONS: Mapping[str, Any] = {
@@ -26,6 +26,8 @@ OPTIONS: Mapping[str, Any] = {
     "dropout": DROPOUT,
 }
 """Suit a MiniLM; ``docs/experiments.md``."""
+NUMBERS = ("learning_rate", "seconds", "parameters", "inner_parameters", "latency_ms")
+"""Of a score; all 0 of the most frequent class."""
 
 
 class Teacher(NamedTuple):
@@ -49,7 +51,7 @@ def make_teacher(model: str, tasks: Sequence[str], folder: Path, **options: Any)
 
 
 def write_scores(teacher: Teacher, material: Material, columns: Mapping[str, str], folder: Path) -> None:
-    """The teacher's lines, ``scores.csv`` in a folder of their own."""
+    """The lines of the teacher and of the most frequent class, ``scores.csv`` in a folder of their own."""
     path = Path(teacher.folder)
 
     def sizes_of() -> dict[str, float]:
@@ -57,4 +59,7 @@ def write_scores(teacher: Teacher, material: Material, columns: Mapping[str, str
 
     sizes = finished_or(path.with_name("sizes"), {}, sizes_of)
     trained = {**teacher.trained, **sizes, "scores": material.teacher_scores}
-    csv_file.write(folder / "scores.csv", scores_of(TEACHER, TUNING_SEED, columns, trained))
+    nothing = {**teacher.trained, **dict.fromkeys(NUMBERS, 0), "scores": majority_scores(material)}
+    rows = ((MAJORITY, nothing), (TEACHER, trained))
+    lines = [line for row, known in rows for line in scores_of(row, TUNING_SEED, columns, known)]
+    csv_file.write(folder / "scores.csv", lines)

@@ -4,17 +4,22 @@ import csv
 import json
 import pickle
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from tiny import bert_config, tokenizer, write_glue
 from transformers import BertModel
 
 from experiments import makd, mixkd, students, table
 from experiments.__main__ import main
 from experiments.claims import beats, gains_most_with_little_data, verdict, verdicts
-from experiments.scores import Score, read, write
+from experiments.kept import kept_table, majority_scores
+from experiments.scores import MAJORITY, Score, read, write
 from experiments.students import TUNING_SEED, tuned
+from fastkd.data.task import UNLABELLED, Task
+from fastkd.methods.experiment import Material
 from fastkd.training import finetune, parallel
 
 
@@ -67,7 +72,7 @@ def test_makd(folder, tmp_path, trained, monkeypatch, capsys):
     assert run("makd", folder, tmp_path, *options, "--rows", ",".join(rows)) == 0
     assert len(trained) == 2 * len(rows)
     scores = read(tmp_path / "70" / "scores.csv")
-    assert list(dict.fromkeys(score.row for score in scores)) == ["teacher", *rows]
+    assert list(dict.fromkeys(score.row for score in scores)) == [MAJORITY, "teacher", *rows]
     sizes = {score.row: score.parameters for score in scores}
     assert all(0 < sizes[row] <= 0.7 * sizes["teacher"] for row in rows)
     assert sizes["MaKD"] == sizes["low-rank fine-tuned"]
@@ -90,17 +95,24 @@ def test_mkd(folder, tmp_path, trained, monkeypatch, capsys):
     ]
     assert len(trained) == 3 * (2 + 1) + 2
     scores = read(tmp_path / "runs" / "transformer" / "scores.csv")
-    names = ["teacher", "single-task", "multi-task", "multi-task fine-tuned"]
+    names = [MAJORITY, "teacher", "single-task", "multi-task", "multi-task fine-tuned"]
     assert list(dict.fromkeys(score.row for score in scores)) == names
-    assert [(s.column, s.seed) for s in scores] == [(t, 0) for t in ("sst2", "stsb")] + 3 * [("sst2", 1), ("stsb", 1)]
+    seeds = [0, 0, 1, 1, 1]
+    assert [(s.column, s.seed) for s in scores] == [(task, seed) for seed in seeds for task in ("sst2", "stsb")]
+    assert [s.score for s in scores if s.row == MAJORITY] == [50, 0]
     assert {s.learning_rate for s in scores if s.row == "multi-task fine-tuned"} == {1e-4}
     assert {s.learning_rate for s in scores if s.row == "single-task"} <= {1e-9, 1e-2}
-    assert all(-100 <= s.score <= 100 and s.seconds > 0 and s.latency_ms > 0 and s.machine for s in scores)
+    measured = [s for s in scores if s.row != MAJORITY]
+    assert all(-100 <= s.score <= 100 and s.seconds > 0 and s.latency_ms > 0 and s.machine for s in measured)
     for line in (tmp_path / "runs" / "transformer" / "table.md").read_text(), out:
         assert "| multi-task fine-tuned " in line
     assert "a shared student learns better from multi-task than from single-task distillation" in out
     kept = sorted(path.name for path in (tmp_path / "results").iterdir())
-    assert kept == ["mkd-transformer-verdicts.md", "mkd-transformer.csv", "mkd-transformer.md", "mkd-transformer.png"]
+    endings = ["-kept.md", "-verdicts.md", ".csv", ".md", ".png"]
+    assert kept == [f"mkd-transformer{ending}" for ending in endings]
+    lines = (tmp_path / "results" / "mkd-transformer-kept.md").read_text().splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == names[2:]
+    assert lines[0].replace(" ", "") == "||singlesentences|pairs|"
 
     trained.clear()
     assert run("mkd", folder, tmp_path / "runs", *options, *rows) == 0
@@ -136,7 +148,7 @@ def test_mkd_on_augmented_rows(folder, tmp_path, trained):
     assert record["configuration"]["augment"] == 3
     assert run("mkd", folder, tmp_path, *options, "--rows", "augmented") == 0
     rows = [score.row for score in read(tmp_path / "bilstm" / "scores.csv")]
-    assert rows == ["teacher", "augmented", "augmented fine-tuned"]
+    assert rows == [MAJORITY, "teacher", "augmented", "augmented fine-tuned"]
 
 
 def test_mixkd(folder, tmp_path, trained, capsys):
@@ -169,7 +181,8 @@ def test_what_is_finished_is_reported_when_a_run_stops(folder, tmp_path, trained
     with monkeypatch.context() as patch:
         patch.setattr(students, "train_new_student", stop)
         assert run("mkd", folder, tmp_path, *options) == 130
-    assert [score.row for score in read(tmp_path / "bilstm" / "scores.csv")] == ["teacher", "no distillation"]
+    rows = [score.row for score in read(tmp_path / "bilstm" / "scores.csv")]
+    assert rows == [MAJORITY, "teacher", "no distillation"]
     trained.clear()
     assert run("mkd", folder, tmp_path, *options) == 0
     assert trained == [("multi-task", "lr 0.001", 1)]
@@ -214,6 +227,32 @@ def test_the_choice_follows_the_tuning_seed_alone():
     asked.clear()
     assert tuned(train, ["low"], [1])[0] == "low"
     assert asked == [("low", 1)]
+
+
+def test_the_majority_is_that_of_the_training_rows():
+    classes, correlation = Task("c", ("text",), ("a", "b"), ("accuracy", "f1")), Task("r", ("text",), (), ("pearson",))
+
+    def rows(labels):
+        return SimpleNamespace(
+            tasks={"c": classes, "r": correlation},
+            datasets={"c": Dataset.from_dict({"labels": labels}), "r": Dataset.from_dict({"labels": [0.5, 1.0]})},
+        )
+
+    material = Material(rows([UNLABELLED] * 4 + [1, 1, 0]), {"c": rows([0, 0, 0, 1]), "r": rows([0, 1])}, {})
+    assert majority_scores(material) == {"c": pytest.approx(100 * (0.25 + 0.4) / 2), "r": 0.0}
+
+
+def test_kept_is_a_part_of_the_teachers_distance_from_the_majority():
+    values = {MAJORITY: (50, 60, 70), "teacher": (90, 80, 60), "half": (70, 70, 65), "b": (100, 80, 60)}
+    lines = [
+        score(row, column, 1, value)
+        for row, cells in values.items()
+        for column, value in zip("xyz", cells, strict=True)
+    ]
+    lines += [score("half", "x", 2, 78.0), score("lone", "x", 1, 90.0)]
+    table = kept_table(lines, {"x": ["x"], "both": ["x", "y"], "below": ["z"]}).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert cells == [["half", "60 %", "57 %", "–"], ["b", "125 %", "117 %", "–"], ["lone", "100 %", "–", "–"]]
 
 
 def score(row, column, seed, value):
