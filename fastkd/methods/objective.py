@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -12,6 +12,17 @@ from fastkd.losses import kl_div, mse
 from fastkd.losses.kl_div import Divergence
 from fastkd.training.classifiers import at_least_float32, task_loss
 from fastkd.training.taps import Attention, Features
+
+
+class Batch(NamedTuple):
+    """What an objective is called with beside the features: see :meth:`Objective.__call__`."""
+
+    labels: Tensor
+    mask: Tensor | None
+    tokens: float | Tensor | None
+
+
+Terms = Mapping[str, tuple[float, Callable[[], Tensor]]]
 
 
 class Objective:
@@ -63,6 +74,10 @@ class Objective:
             tokens: what a mean over valid tokens divides by, in place of their number here: their number in all
                 micro-batches and processes, for gradients that do not depend on the division into these.
         """
+        return weighted_terms(self.terms(student, teacher, Batch(labels, mask, tokens)))
+
+    def terms(self, student: Features, teacher: Features, batch: Batch) -> Terms:
+        """Each part's weight and how it is computed. What a method defines, or else the call as a whole."""
         raise NotImplementedError
 
 
@@ -137,7 +152,7 @@ def weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> tuple
     return cast(Tensor, sum(weights[name] * part for name, part in parts.items())), dict(parts)
 
 
-def weighted_terms(terms: Mapping[str, tuple[float, Callable[[], Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:
-    """As ``weighted``, from each term's weight and how it is computed; a term of weight 0 is not."""
+def weighted_terms(terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
+    """As ``weighted``; a term of weight 0 is not computed."""
     parts = {name: compute() for name, (weight, compute) in terms.items() if weight}
     return weighted(parts, {name: weight for name, (weight, _) in terms.items()})

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastkd.methods.baselines.layers import same_width
 from fastkd.methods.logits import check_temperature, check_weights
-from fastkd.methods.objective import Objective, answer, hidden_states, label_loss, logit_loss, weighted_terms
+from fastkd.methods.objective import Batch, Objective, Terms, answer, hidden_states, label_loss, logit_loss
 from fastkd.training.taps import Features
 
 
@@ -44,22 +44,12 @@ class DistilBERT(Objective):
         check_weights(alpha_ce=self.alpha_ce, alpha_task=self.alpha_task, alpha_cos=self.alpha_cos)
         check_temperature(self.temperature)
 
-    def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        *,
-        tokens: float | Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return weighted_terms(
-            {
-                "kd": (self.alpha_ce, lambda: logit_loss(student, teacher, labels, temperature=self.temperature)),
-                "label": (self.alpha_task, lambda: label_loss(answer(student), labels)),
-                "cosine": (self.alpha_cos, lambda: cosine_loss(student, teacher, mask, tokens)),
-            }
-        )
+    def terms(self, student: Features, teacher: Features, batch: Batch) -> Terms:
+        return {
+            "kd": (self.alpha_ce, lambda: logit_loss(student, teacher, batch.labels, temperature=self.temperature)),
+            "label": (self.alpha_task, lambda: label_loss(answer(student), batch.labels)),
+            "cosine": (self.alpha_cos, lambda: cosine_loss(student, teacher, batch.mask, batch.tokens)),
+        }
 
 
 def cosine_loss(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from fastkd.methods.logits import check_share, check_temperature
-from fastkd.methods.objective import Objective, answer, label_loss, logit_loss, weighted_terms
+from fastkd.methods.objective import Batch, Objective, Terms, answer, label_loss, logit_loss
 from fastkd.training.taps import Features
 
 
@@ -38,18 +36,8 @@ class KD(Objective):
         check_share(alpha=self.alpha)
         check_temperature(self.temperature)
 
-    def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        *,
-        tokens: float | Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return weighted_terms(
-            {
-                "label": (1 - self.alpha, lambda: label_loss(answer(student), labels)),
-                "kd": (self.alpha, lambda: logit_loss(student, teacher, labels, temperature=self.temperature)),
-            }
-        )
+    def terms(self, student: Features, teacher: Features, batch: Batch) -> Terms:
+        return {
+            "label": (1 - self.alpha, lambda: label_loss(answer(student), batch.labels)),
+            "kd": (self.alpha, lambda: logit_loss(student, teacher, batch.labels, temperature=self.temperature)),
+        }

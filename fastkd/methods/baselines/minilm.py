@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastkd.losses import attention_kl_div
 from fastkd.methods.logits import check_not_negative
-from fastkd.methods.objective import Objective, answer, attentions, label_loss, weighted_terms
+from fastkd.methods.objective import Batch, Objective, Terms, answer, attentions, label_loss
 from fastkd.training.taps import Attention, Features
 
 
@@ -43,25 +43,15 @@ class MiniLM(Objective):
     def __post_init__(self) -> None:
         check_not_negative(label_weight=self.label_weight)
 
-    def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        *,
-        tokens: float | Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def terms(self, student: Features, teacher: Features, batch: Batch) -> Terms:
         mine, theirs = attentions(student)[-1], attentions(teacher)[-1]
         _check_heads(mine, theirs)
-        options = _options(mine, theirs, mask, tokens, heads=mine.query.shape[1])
-        return weighted_terms(
-            {
-                "attention": (1.0, lambda: _maps(mine, theirs, options)),
-                "value": (1.0, lambda: _relations(mine.value, theirs.value, options)),
-                "label": (self.label_weight, lambda: label_loss(answer(student), labels)),
-            }
-        )
+        options = _options(mine, theirs, batch.mask, batch.tokens, heads=mine.query.shape[1])
+        return {
+            "attention": (1.0, lambda: _maps(mine, theirs, options)),
+            "value": (1.0, lambda: _relations(mine.value, theirs.value, options)),
+            "label": (self.label_weight, lambda: label_loss(answer(student), batch.labels)),
+        }
 
 
 @dataclass(frozen=True)
@@ -101,30 +91,20 @@ class MiniLMv2(Objective):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
-    def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        *,
-        tokens: float | Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def terms(self, student: Features, teacher: Features, batch: Batch) -> Terms:
         depth = len(attentions(teacher))
         layer = self.teacher_layer or depth
         if layer > depth:
             raise ValueError(f"teacher_layer is {layer}; it must be 1 to {depth}, the layers of the teacher")
         mine, theirs = attentions(student)[-1], attentions(teacher)[layer - 1]
-        options = _options(mine, theirs, mask, tokens, heads=self.relation_heads)
+        options = _options(mine, theirs, batch.mask, batch.tokens, heads=self.relation_heads)
         options["relation_heads"] = self.relation_heads
-        return weighted_terms(
-            {
-                "query": (1.0, lambda: _relations(mine.query, theirs.query, options)),
-                "key": (1.0, lambda: _relations(mine.key, theirs.key, options)),
-                "value": (1.0, lambda: _relations(mine.value, theirs.value, options)),
-                "label": (self.label_weight, lambda: label_loss(answer(student), labels)),
-            }
-        )
+        return {
+            "query": (1.0, lambda: _relations(mine.query, theirs.query, options)),
+            "key": (1.0, lambda: _relations(mine.key, theirs.key, options)),
+            "value": (1.0, lambda: _relations(mine.value, theirs.value, options)),
+            "label": (self.label_weight, lambda: label_loss(answer(student), batch.labels)),
+        }
 
 
 def _maps(student: Attention, teacher: Attention, options: dict[str, Any]) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastkd.losses import mse
 from fastkd.methods.baselines.layers import Layers, check_layers, layer_pairs, state_pairs
 from fastkd.methods.logits import check_not_negative, check_share, check_temperature
-from fastkd.methods.objective import Objective, answer, hidden_states, label_loss, logit_loss, weighted_terms
+from fastkd.methods.objective import Batch, Objective, Terms, answer, hidden_states, label_loss, logit_loss
 from fastkd.training.taps import Features
 
 
@@ -47,22 +47,12 @@ class PKD(Objective):
         check_not_negative(beta=self.beta)
         check_layers(self.layers)
 
-    def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        *,
-        tokens: float | Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return weighted_terms(
-            {
-                "label": (1 - self.alpha, lambda: label_loss(answer(student), labels)),
-                "kd": (self.alpha, lambda: self._divergence(student, teacher, labels)),
-                "patience": (self.beta, lambda: self._patience(hidden_states(student), hidden_states(teacher))),
-            }
-        )
+    def terms(self, student: Features, teacher: Features, batch: Batch) -> Terms:
+        return {
+            "label": (1 - self.alpha, lambda: label_loss(answer(student), batch.labels)),
+            "kd": (self.alpha, lambda: self._divergence(student, teacher, batch.labels)),
+            "patience": (self.beta, lambda: self._patience(hidden_states(student), hidden_states(teacher))),
+        }
 
     def _divergence(self, student: Features, teacher: Features, labels: Tensor) -> Tensor:
         return logit_loss(student, teacher, labels, temperature=self.temperature) / answer(student).shape[-1]

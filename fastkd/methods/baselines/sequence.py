@@ -8,10 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
-
 from fastkd.methods.logits import check_not_negative, check_share, check_temperature
-from fastkd.methods.objective import Objective, answer, label_loss, logit_loss, weighted_terms
+from fastkd.methods.objective import Batch, Objective, Terms, answer, label_loss, logit_loss
 from fastkd.training.taps import Features
 
 
@@ -36,22 +34,12 @@ class ReverseKL(Objective):
         check_share(alpha=self.alpha)
         check_temperature(self.temperature)
 
-    def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        *,
-        tokens: float | Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def terms(self, student: Features, teacher: Features, batch: Batch) -> Terms:
         distance = partial(logit_loss, temperature=self.temperature, divergence="reverse")
-        return weighted_terms(
-            {
-                "label": (1 - self.alpha, lambda: label_loss(answer(student), labels)),
-                "reverse_kl": (self.alpha, lambda: distance(student, teacher, labels)),
-            }
-        )
+        return {
+            "label": (1 - self.alpha, lambda: label_loss(answer(student), batch.labels)),
+            "reverse_kl": (self.alpha, lambda: distance(student, teacher, batch.labels)),
+        }
 
 
 @dataclass(frozen=True)
@@ -80,22 +68,12 @@ class JSD(Objective):
         check_share(alpha=self.alpha)
         check_temperature(self.temperature)
 
-    def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        *,
-        tokens: float | Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def terms(self, student: Features, teacher: Features, batch: Batch) -> Terms:
         distance = partial(logit_loss, temperature=self.temperature, divergence="jsd", beta=self.beta)
-        return weighted_terms(
-            {
-                "label": (1 - self.alpha, lambda: label_loss(answer(student), labels)),
-                "jsd": (self.alpha, lambda: distance(student, teacher, labels)),
-            }
-        )
+        return {
+            "label": (1 - self.alpha, lambda: label_loss(answer(student), batch.labels)),
+            "jsd": (self.alpha, lambda: distance(student, teacher, batch.labels)),
+        }
 
 
 @dataclass(frozen=True)
@@ -127,21 +105,11 @@ class MiniLLM(Objective):
         check_not_negative(lm_coef=self.lm_coef)
         check_share(kd_ratio=self.kd_ratio)
 
-    def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        *,
-        tokens: float | Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        distance = partial(logit_loss, student, teacher, labels, temperature=1.0)
+    def terms(self, student: Features, teacher: Features, batch: Batch) -> Terms:
+        distance = partial(logit_loss, student, teacher, batch.labels, temperature=1.0)
         label, kd = self.lm_coef * (1 - self.kd_ratio), self.lm_coef * self.kd_ratio
-        return weighted_terms(
-            {
-                "single_step": (1.0, lambda: distance(divergence="reverse")),
-                "label": (label, lambda: label_loss(answer(student), labels)),
-                "kd": (kd, distance),
-            }
-        )
+        return {
+            "single_step": (1.0, lambda: distance(divergence="reverse")),
+            "label": (label, lambda: label_loss(answer(student), batch.labels)),
+            "kd": (kd, distance),
+        }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fastkd.methods.logits import check_not_negative
-from fastkd.methods.objective import Objective, answer, label_loss, weighted
+from fastkd.methods.objective import Batch, Objective, Terms, answer, label_loss
 from fastkd.students.layers import transformer_layers
 from fastkd.training.taps import Features
 
@@ -53,16 +53,8 @@ class Theseus(Objective):
             return 1.0
         return min(1.0, self.rate + self.growth * step)
 
-    def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        *,
-        tokens: float | Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return weighted({"label": label_loss(answer(student), labels)}, {"label": 1.0})
+    def terms(self, student: Features, teacher: Features, batch: Batch) -> Terms:
+        return {"label": (1.0, lambda: label_loss(answer(student), batch.labels))}
 
 
 class Replaceable(nn.Module):

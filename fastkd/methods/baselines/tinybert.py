@@ -13,14 +13,15 @@ from fastkd.losses.kl_div import KLDivStats
 from fastkd.methods.baselines.layers import Layers, check_layers, layer_pairs, state_pairs
 from fastkd.methods.logits import check_temperature
 from fastkd.methods.objective import (
+    Batch,
     Objective,
+    Terms,
     answer,
     answers,
     attentions,
     counted,
     hidden_states,
     label_loss,
-    weighted,
 )
 from fastkd.training.taps import Attention, Features
 
@@ -75,35 +76,30 @@ class TinyBERT(Objective):
     def needs_hidden(self) -> bool:
         return self.stage == "intermediate"
 
-    def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        *,
-        tokens: float | Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def terms(self, student: Features, teacher: Features, batch: Batch) -> Terms:
         if self.stage == "intermediate":
-            parts = self._intermediate(student, teacher, mask)
-        elif answer(student).shape[-1] == 1:
-            parts = {"label": label_loss(answer(student), labels)}
-        else:
-            parts = {"kd": self._soft_cross_entropy(student, teacher, labels)}
-        return weighted(parts, dict.fromkeys(parts, 1.0))
+            return {
+                "attention": (1.0, lambda: self._attention(attentions(student), attentions(teacher), batch.mask)),
+                "hidden": (1.0, lambda: self._hidden(hidden_states(student), hidden_states(teacher))),
+            }
+        if answer(student).shape[-1] == 1:
+            return {"label": (1.0, lambda: label_loss(answer(student), batch.labels))}
+        return {"kd": (1.0, lambda: self._soft_cross_entropy(student, teacher, batch.labels))}
 
-    def _intermediate(self, student: Features, teacher: Features, mask: Tensor | None) -> dict[str, Tensor]:
-        of_student, of_teacher = attentions(student), attentions(teacher)
-        pairs = layer_pairs(self.layers, len(of_student), len(of_teacher))
-        mine = [attention_scores(of_student[layer - 1], mask) for layer, _ in pairs]
-        theirs = [attention_scores(of_teacher[layer - 1], mask) for _, layer in pairs]
+    def _attention(self, student: list[Attention], teacher: list[Attention], mask: Tensor | None) -> Tensor:
+        pairs = layer_pairs(self.layers, len(student), len(teacher))
+        mine = [attention_scores(student[layer - 1], mask) for layer, _ in pairs]
+        theirs = [attention_scores(teacher[layer - 1], mask) for _, layer in pairs]
         heads, wanted = mine[0].shape[1], theirs[0].shape[1]
         if heads != wanted:
             raise ValueError(f"the student has {heads} attention heads and the teacher {wanted}: they must be equal")
+        return mse(mine, theirs)[0]
+
+    def _hidden(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        pairs = layer_pairs(self.layers, len(student) - 1, len(teacher) - 1)
         project = self.projection or nn.Identity()
-        projected = [project(state) for state in hidden_states(student)]
-        states = state_pairs(projected, hidden_states(teacher), [(0, 0), *pairs])
-        return {"attention": mse(mine, theirs)[0], "hidden": mse(*states)[0]}
+        states = state_pairs([project(state) for state in student], teacher, [(0, 0), *pairs])
+        return mse(*states)[0]
 
     def _soft_cross_entropy(self, student: Features, teacher: Features, labels: Tensor) -> Tensor:
         logits, mask = answers(student, teacher), counted(labels)
