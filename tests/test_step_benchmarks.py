@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from benchmarks import makd_step, train_step
+from benchmarks import makd_step, train_step, training_attention
 from benchmarks.measure import WrongResult, bind, check
-from benchmarks.registry import STEP, Case
+from benchmarks.registry import STEP, Case, Provider
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,16 @@ def test_a_trainers_step_is_the_method_written_plainly(module, method):
     calls["fastkd"] = lambda: (1.01 * module.trained(**inputs, method=method),)
     with pytest.raises(WrongResult):
         check(module.BENCHMARK, case, inputs, STEP, calls)
+
+
+def test_attention_in_training_is_transformers_own():
+    benchmark = training_attention.BENCHMARK
+    case = Case(benchmark.op, (2, 3, 5, 8), torch.bfloat16, "small", directions=(STEP,))
+    inputs = training_attention.make_inputs(case)
+    calls = {name: bind(benchmark[name], case, inputs, STEP) for name in ("maps", "fastkd")}
+    check(benchmark, case, inputs, STEP, calls)
+    wrong = {
+        "wrong": bind(Provider("wrong", lambda **tensors: 1.1 * training_attention.own(**tensors)), case, inputs, STEP)
+    }
+    with pytest.raises(WrongResult):
+        check(benchmark, case, inputs, STEP, wrong)
