@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments import scores as csv_file
 from experiments.claims import Claim, verdicts
-from experiments.scores import Score
+from experiments.scores import MAJORITY, Score
 from fastkd.training.report import AVERAGE, ModelResult, aligned, draw
 from fastkd.training.runs import write_text
 
@@ -40,7 +40,10 @@ def write_report(
     csv_file.write(folder / "scores.csv", scores)
     write_text(folder / "table.md", f"{table}\n")
     write_text(folder / "verdicts.md", f"{verdicts(claims, scores)}\n\n{HOW_TO_READ}\n")
-    complete = [model for row, lines in results if (model := model_result(row, lines, columns)).scores]
+    models = [
+        model_result(row, lines, columns) for row, lines in results if row != MAJORITY
+    ]  # which is far to the left
+    complete = [model for model in models if model.scores]
     if complete:
         draw(folder / "scores.png", complete, columns, title)
     return table
@@ -63,12 +66,16 @@ def markdown_table(results: Sequence[tuple[str, Sequence[Score]]], columns: Sequ
         model = model_result(row, lines, columns)
         cells = [mean_and_spread([line.score for line in lines if line.column == column]) for column in columns]
         average = [statistics.fmean(scores.values()) for scores in model.scores]
-        size = f"{model.parameters / 1e6:.1f} M ({model.inner_parameters / 1e6:.1f} M)"
-        minutes = statistics.fmean(line.seconds for line in lines) / 60
-        body.append(
-            [row, *cells, mean_and_spread(average), size, f"{1e3 * model.latency:.2f} ms", f"{minutes:.1f} min"]
-        )
+        body.append([row, *cells, mean_and_spread(average), *_cost(model, lines)])
     return aligned(["", *columns, AVERAGE, "parameters (inner)", "latency", "training"], body)
+
+
+def _cost(model: ModelResult, lines: Sequence[Score]) -> list[str]:
+    if not model.parameters:
+        return ["–"] * 3
+    minutes = statistics.fmean(line.seconds for line in lines) / 60
+    size = f"{model.parameters / 1e6:.1f} M ({model.inner_parameters / 1e6:.1f} M)"
+    return [size, f"{1e3 * model.latency:.2f} ms", f"{minutes:.1f} min"]
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
