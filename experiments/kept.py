@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -36,24 +36,16 @@ def kept_table(scores: Sequence[Score], parts: Mapping[str, Collection[str]]) ->
     That is the sum over the columns of mean score − majority's, over the same sum of the teacher; – where a row has
     not all of them, or the teacher is not above the majority.
     """
-    rows = [row for row in dict.fromkeys(score.row for score in scores) if row not in (MAJORITY, TEACHER)]
-    body = [[row, *(_kept(scores, row, columns) for columns in parts.values())] for row in rows]
-    return aligned(["", *parts], body)
+    cells = defaultdict(list)
+    for score in scores:
+        cells[score.row, score.column].append(score.score)
+    means = {cell: statistics.fmean(values) for cell, values in cells.items()}
+    rows = dict.fromkeys(score.row for score in scores if score.row not in (MAJORITY, TEACHER))
+    return aligned(["", *parts], [[row, *(_kept(means, row, columns) for columns in parts.values())] for row in rows])
 
 
-def _kept(scores: Sequence[Score], row: str, columns: Collection[str]) -> str:
-    def above(row: str) -> float | None:
-        gains = []
-        for column in columns:
-            of_column = {
-                name: [s.score for s in scores if (s.row, s.column) == (name, column)] for name in (row, MAJORITY)
-            }
-            if not all(of_column.values()):
-                return None
-            gains.append(statistics.fmean(of_column[row]) - statistics.fmean(of_column[MAJORITY]))
-        return sum(gains)
-
-    student, teacher = above(row), above(TEACHER)
-    if student is None or not teacher or teacher < 0:
+def _kept(means: Mapping[tuple[str, str], float], row: str, columns: Collection[str]) -> str:
+    if any((name, column) not in means for name in (MAJORITY, TEACHER, row) for column in columns):
         return "–"
-    return f"{100 * student / teacher:.0f} %"
+    majority, teacher, student = (sum(means[name, column] for column in columns) for name in (MAJORITY, TEACHER, row))
+    return f"{100 * (student - majority) / (teacher - majority):.0f} %" if teacher > majority else "–"

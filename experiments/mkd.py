@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from experiments import scores as csv_file
 from experiments.claims import beats
-from experiments.kept import kept_table
 from experiments.options import add_encoder_options, check_names, several
 from experiments.scores import MAJORITY, TEACHER
 from experiments.students import Group, learning_rates
@@ -22,7 +20,6 @@ from fastkd.methods.experiment import Experiment, Material, prepare
 from fastkd.methods.registry import METHODS
 from fastkd.methods.students import BiLSTMStudent, Student, TransformerStudent
 from fastkd.methods.teachers import load_teachers
-from fastkd.training.runs import write_text
 
 NONE, SINGLE, MULTI, AUGMENTED = "no distillation", "single-task", "multi-task", "augmented"
 FINETUNED = {MULTI: "multi-task fine-tuned", AUGMENTED: "augmented fine-tuned"}
@@ -56,14 +53,6 @@ def run(args: argparse.Namespace) -> Table:
     check_names("--rows", args.rows, ROWS)
     for task in args.tasks:
         check_task(task, args.data_dir)
-    table = Table(
-        name=f"mkd-{args.student}",
-        title=f"MKD into the {STUDENTS[args.student].title}",
-        folder=Path(args.output) / args.student,
-        rows=(MAJORITY, TEACHER, *ROWS),
-        columns=args.tasks,
-        claims=CLAIMS,
-    )
     rows = {"data_dir": args.data_dir, "max_train_rows": args.max_train_rows}
     options = {"num_train_epochs": TEACHER_EPOCHS, "sampling_tau": 0.5, **rows}
     teacher = make_teacher(args.model, args.tasks, Path(args.output) / TEACHER, **options)
@@ -79,19 +68,21 @@ def run(args: argparse.Namespace) -> Table:
         **rows,
     )
     material = prepare(shared, load_teachers(teacher.folder, args.tasks))
+    sizes = {"single sentences": 1, "pairs": 2}
+    tasks = material.train.tasks
+    parts = {part: [name for name, task in tasks.items() if len(task.columns) == n] for part, n in sizes.items()}
+    table = Table(
+        name=f"mkd-{args.student}",
+        title=f"MKD into the {STUDENTS[args.student].title}",
+        folder=Path(args.output) / args.student,
+        rows=(MAJORITY, TEACHER, *ROWS),
+        columns=args.tasks,
+        claims=CLAIMS,
+        parts={part: columns for part, columns in parts.items() if columns},
+    )
     write_scores(teacher, material, {task: task for task in args.tasks}, table.group_folder(TEACHER))
     table.fill(groups(table, shared, material, args), args.jobs)
-    write_kept(table, material)
     return table
-
-
-def write_kept(table: Table, material: Material) -> None:
-    """What of the teacher the rows keep, on the tasks of one text and on those of two."""
-    tasks = material.train.tasks
-    parts = {"single sentences": 1, "pairs": 2}
-    columns = {part: [name for name, task in tasks.items() if len(task.columns) == n] for part, n in parts.items()}
-    kept = kept_table(csv_file.read(table.folder / "scores.csv"), {part: c for part, c in columns.items() if c})
-    write_text(table.folder / "kept.md", f"{kept}\n")
 
 
 def groups(table: Table, shared: Experiment, material: Material, args: argparse.Namespace) -> list[Group]:

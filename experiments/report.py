@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from experiments import scores as csv_file
 from experiments.claims import Claim, verdicts
+from experiments.kept import kept_table
 from experiments.scores import MAJORITY, Score
 from fastkd.training.report import AVERAGE, ModelResult, aligned, draw
 from fastkd.training.runs import write_text
@@ -32,6 +33,7 @@ def write_report(
     columns: Sequence[str],
     title: str,
     claims: Sequence[Claim],
+    parts: Mapping[str, Collection[str]],
 ) -> str:
     """Writes the files of ``FILES`` and gives the table. The picture has the rows with all columns."""
     results = [(row, [score for score in scores if score.row == row]) for row in rows]
@@ -40,10 +42,10 @@ def write_report(
     csv_file.write(folder / "scores.csv", scores)
     write_text(folder / "table.md", f"{table}\n")
     write_text(folder / "verdicts.md", f"{verdicts(claims, scores)}\n\n{HOW_TO_READ}\n")
-    models = [
-        model_result(row, lines, columns) for row, lines in results if row != MAJORITY
-    ]  # which is far to the left
-    complete = [model for model in models if model.scores]
+    if parts:
+        write_text(folder / "kept.md", f"{kept_table(scores, parts)}\n")
+    drawn = [(row, lines) for row, lines in results if row != MAJORITY]  # which is too far to the left
+    complete = [model for row, lines in drawn if (model := model_result(row, lines, columns)).scores]
     if complete:
         draw(folder / "scores.png", complete, columns, title)
     return table

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -35,6 +35,8 @@ class Part(Protocol):
 class Table:
     """``rows`` and ``columns`` give the order; what was trained of others before is shown after them.
 
+    ``parts`` are named parts of the columns, for each of which the report tells what the rows keep of the teacher.
+
     ``folder`` holds ``groups``, a folder with ``scores.csv`` for each group and teacher that is finished, and gets
     the report.
     """
@@ -45,6 +47,7 @@ class Table:
     rows: Sequence[str]
     columns: Sequence[str]
     claims: Sequence[Claim]
+    parts: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def group_folder(self, *words: str) -> Path:
         return self.folder / "groups" / folder_name(*words)
@@ -79,7 +82,7 @@ class Table:
         scores = sorted(scores, key=lambda line: self.rows.index(line.row))
         columns = [column for column in self.columns if any(line.column == column for line in scores)]
         columns += dict.fromkeys(line.column for line in scores if line.column not in columns)
-        return write_report(folder, scores, self.rows, columns, self.title, self.claims)
+        return write_report(folder, scores, self.rows, columns, self.title, self.claims, self.parts)
 
 
 def _train(scale: float, group: Part, add: Add) -> None:

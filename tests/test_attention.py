@@ -6,6 +6,8 @@ from families import BATCH, FAMILIES, make
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from fastkd.reference.tolerance import GRADIENT, VALUE, assert_close
+from fastkd.training import attention
 from fastkd.training.attention import sdpa, train_by_own_attention
 from fastkd.training.step_mean import StepMeanTrainer
 
@@ -21,29 +23,51 @@ def mask(kind):
     return {"none": None, "bool": seen, "float": torch.where(seen, 0.0, -torch.inf)}[kind]
 
 
-def result(attention, dtype, kind, **options):
+def result(function, dtype, kind, **options):
     tensors = operands(dtype)
     torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float64):
-        output, _ = attention(torch.nn.Module(), *tensors, mask(kind), is_causal=False, **options)
+        output, _ = function(torch.nn.Module(), *tensors, mask(kind), is_causal=False, **options)
     return output, torch.autograd.grad(output.float().square().sum(), tensors)
 
 
 @pytest.mark.parametrize("kind", ["none", "bool", "float"])
 def test_half_precision_is_as_close_as_transformers_own(kind):
     (output, gradients), (theirs, their_gradients) = (
-        result(attention, torch.bfloat16, kind, scaling=0.3) for attention in (sdpa, sdpa_attention_forward)
+        result(function, torch.bfloat16, kind, scaling=0.3) for function in (sdpa, sdpa_attention_forward)
     )
     exact, exact_gradients = result(sdpa_attention_forward, torch.float64, kind, scaling=0.3)
     assert output.dtype == torch.bfloat16
     found = zip((output, *gradients), (theirs, *their_gradients), (exact, *exact_gradients), strict=True)
-    for mine, other, want in found:
-        error, allowed = ((x.double() - want).norm() for x in (mine, other))
-        assert error <= 1.2 * allowed + 1e-6
+    for index, (mine, other, want) in enumerate(found):
+        assert_close(mine.detach(), want.detach(), other.detach(), GRADIENT if index else VALUE)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "learns", "inside"),
+    [
+        (torch.bfloat16, True, torch.float32),
+        (torch.bfloat16, False, torch.bfloat16),
+        (torch.float16, True, torch.float32),
+        (torch.float32, True, torch.float32),
+    ],
+)
+def test_gradients_of_half_precision_are_taken_in_float32(monkeypatch, dtype, learns, inside):
+    seen = []
+
+    def spy(module, *tensors, **options):
+        seen.append({x.dtype for x in tensors})
+        return sdpa_attention_forward(module, *tensors, **options)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", spy)
+    tensors = [x.detach().requires_grad_(learns) for x in operands(dtype)]
+    output, _ = sdpa(torch.nn.Module(), *tensors, mask("float").to(dtype), is_causal=False)
+    assert seen == [{inside}]
+    assert output.dtype == dtype
 
 
 def test_dropout_takes_torchs_own_path():
-    both = (result(attention, torch.bfloat16, "bool", dropout=0.5) for attention in (sdpa, sdpa_attention_forward))
+    both = (result(function, torch.bfloat16, "bool", dropout=0.5) for function in (sdpa, sdpa_attention_forward))
     (output, gradients), (their_output, their_gradients) = both
     assert torch.equal(output, their_output)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(gradients, their_gradients, strict=True))

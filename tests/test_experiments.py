@@ -4,22 +4,17 @@ import csv
 import json
 import pickle
 from dataclasses import fields
-from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
 from tiny import bert_config, tokenizer, write_glue
 from transformers import BertModel
 
 from experiments import makd, mixkd, students, table
 from experiments.__main__ import main
 from experiments.claims import beats, gains_most_with_little_data, verdict, verdicts
-from experiments.kept import kept_table, majority_scores
 from experiments.scores import MAJORITY, Score, read, write
 from experiments.students import TUNING_SEED, tuned
-from fastkd.data.task import UNLABELLED, Task
-from fastkd.methods.experiment import Material
 from fastkd.training import finetune, parallel
 
 
@@ -183,6 +178,7 @@ def test_what_is_finished_is_reported_when_a_run_stops(folder, tmp_path, trained
         assert run("mkd", folder, tmp_path, *options) == 130
     rows = [score.row for score in read(tmp_path / "bilstm" / "scores.csv")]
     assert rows == [MAJORITY, "teacher", "no distillation"]
+    assert "| no distillation " in (tmp_path / "bilstm" / "kept.md").read_text()
     trained.clear()
     assert run("mkd", folder, tmp_path, *options) == 0
     assert trained == [("multi-task", "lr 0.001", 1)]
@@ -227,32 +223,6 @@ def test_the_choice_follows_the_tuning_seed_alone():
     asked.clear()
     assert tuned(train, ["low"], [1])[0] == "low"
     assert asked == [("low", 1)]
-
-
-def test_the_majority_is_that_of_the_training_rows():
-    classes, correlation = Task("c", ("text",), ("a", "b"), ("accuracy", "f1")), Task("r", ("text",), (), ("pearson",))
-
-    def rows(labels):
-        return SimpleNamespace(
-            tasks={"c": classes, "r": correlation},
-            datasets={"c": Dataset.from_dict({"labels": labels}), "r": Dataset.from_dict({"labels": [0.5, 1.0]})},
-        )
-
-    material = Material(rows([UNLABELLED] * 4 + [1, 1, 0]), {"c": rows([0, 0, 0, 1]), "r": rows([0, 1])}, {})
-    assert majority_scores(material) == {"c": pytest.approx(100 * (0.25 + 0.4) / 2), "r": 0.0}
-
-
-def test_kept_is_a_part_of_the_teachers_distance_from_the_majority():
-    values = {MAJORITY: (50, 60, 70), "teacher": (90, 80, 60), "half": (70, 70, 65), "b": (100, 80, 60)}
-    lines = [
-        score(row, column, 1, value)
-        for row, cells in values.items()
-        for column, value in zip("xyz", cells, strict=True)
-    ]
-    lines += [score("half", "x", 2, 78.0), score("lone", "x", 1, 90.0)]
-    table = kept_table(lines, {"x": ["x"], "both": ["x", "y"], "below": ["z"]}).splitlines()[2:]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    assert cells == [["half", "60 %", "57 %", "–"], ["b", "125 %", "117 %", "–"], ["lone", "100 %", "–", "–"]]
 
 
 def score(row, column, seed, value):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import FAMILIES, make
 from tiny import bert_config, same_answers, save_encoder
 from transformers import (
     AutoConfig,
@@ -14,6 +15,7 @@ from transformers import (
 )
 
 from fastkd.data.glue import GLUE
+from fastkd.training.pretrained import config_with_dropout
 from fastkd.training.teacher import (
     MultiTaskEncoder,
     MultiTaskEncoderConfig,
@@ -73,6 +75,17 @@ def test_head_reads_the_named_state():
         mean = torch.stack([outputs.last_hidden_state[0].mean(0), outputs.last_hidden_state[1, :5].mean(0)])
         state = outputs.pooler_output if pooling == "cls" else mean
         torch.testing.assert_close(model(**BATCH, task="stsb").logits, model.heads["stsb"](state))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_dropout_for_all_of_a_model(name, tmp_path):
+    make(name).save_pretrained(tmp_path)
+    config = config_with_dropout(tmp_path, 0.25)
+    rates = {part.p for part in AutoModel.from_config(config).modules() if isinstance(part, torch.nn.Dropout)}
+    named = {value for key, value in vars(config).items() if "drop" in key and value is not None}
+    assert rates | named <= {0.25, False}
+    assert 0.25 in named
+    assert config_with_dropout(tmp_path, None).to_dict() == AutoConfig.from_pretrained(tmp_path).to_dict()
 
 
 def test_losses():

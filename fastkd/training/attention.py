@@ -49,8 +49,8 @@ def sdpa(
 ) -> Any:
     """transformers' ``sdpa``; in float32 where a CPU is to take its gradients in half precision.
 
-    torch's fused attention has no fast bfloat16 backward on a CPU: up to 128 tokens it takes as long as the whole rest
-    of a layer, and several times as long as in float32. With dropout torch takes another path, which is left alone.
+    torch's fused attention has no fast bfloat16 backward on a CPU, as ``benchmarks/training_attention.py`` shows. With
+    dropout torch takes another path, which is left alone.
     """
     half = query.dtype in (torch.bfloat16, torch.float16)
     if query.device.type != "cpu" or not half or not query.requires_grad or kwargs.get("dropout"):
