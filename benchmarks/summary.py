@@ -31,7 +31,7 @@ Results = dict[str, dict[str, list[Row]]]  # rows by machine and op
 
 
 class Kinds(NamedTuple):
-    """What was measured of ops, of whole training steps, and of answers."""
+    """What was measured of ops, of whole training steps, and of answers; a part of a step is on no page's table."""
 
     ops: Results
     steps: Results
@@ -42,11 +42,21 @@ def read_all(folder: Path = results.RESULTS) -> Kinds:
     found = Kinds({}, {}, {})
     for path in sorted(folder.glob("*.csv")):
         rows = results.read(path)
-        if "provider" in rows[0]:
-            step = rows[0]["direction"] == STEP
-            kind = found.answers if serving_report.is_answers(rows) else found.steps if step else found.ops
+        kind = _kind(found, rows)
+        if kind is not None:
             kind.setdefault(rows[0]["machine"], {})[rows[0]["op"]] = rows
     return found
+
+
+def _kind(found: Kinds, rows: list[Row]) -> Results | None:
+    first = rows[0]
+    if "provider" not in first:
+        return None
+    if serving_report.is_answers(rows):
+        return found.answers
+    if first["direction"] != STEP:
+        return found.ops
+    return found.steps if first["options"].startswith("method=") else None
 
 
 def table(ops: dict[str, list[Row]]) -> str:
