@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any, NamedTuple
 
 from experiments.claims import Claim, beats
 from experiments.mkd import TASKS, only
-from experiments.options import add_encoder_options, check_names, several
+from experiments.options import add_encoder_options, add_least_steps, check_names, epochs_of, several
 from experiments.scores import MAJORITY, TEACHER
 from experiments.students import Group, learning_rates
 from experiments.table import Table
 from experiments.teachers import make_teacher, write_scores
-from fastkd.cli.arguments import fraction, positive
+from fastkd.cli.arguments import fraction
 from fastkd.data.glue import check_task
 from fastkd.methods.experiment import Experiment, prepare
 from fastkd.methods.registry import METHODS
@@ -62,12 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--ratio", type=fraction, default=0.5, help="students' parameters as a part of the teacher's (default 0.5)")
     add("--tasks", type=several(str), default=[*TASKS], help=f"the columns (default {','.join(TASKS)})")
-    add(
-        "--least-steps",
-        type=positive(int),
-        default=300,
-        help="more epochs of the students where fewer steps would be taken (default 300)",
-    )
+    add_least_steps(parser, 300, "students")
 
 
 def run(args: argparse.Namespace) -> Table:
@@ -108,8 +102,7 @@ def run(args: argparse.Namespace) -> Table:
         student: Student = LowRankStudent(parameters=budget) if low_rank else others(budget)
         for task in args.tasks:
             own = only(material, task)
-            steps = math.ceil(len(own.train) / BATCH_SIZE)
-            epochs = max(args.epochs, math.ceil(args.least_steps / steps))
+            epochs = epochs_of(args, len(own.train), BATCH_SIZE)
             experiment = replace(
                 shared,
                 tasks=(task,),

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from experiments.claims import beats, gains_most_with_little_data
-from experiments.options import add_encoder_options, check_names, several
+from experiments.options import add_encoder_options, add_least_steps, check_names, epochs_of, several
 from experiments.scores import MAJORITY, TEACHER
 from experiments.students import Group, learning_rates
 from experiments.table import Table
 from experiments.teachers import make_teacher, write_scores
-from fastkd.cli.arguments import positive
 from fastkd.data.glue import check_task, load_task
 from fastkd.methods.experiment import Experiment, prepare
 from fastkd.methods.students import TransformerStudent
@@ -67,12 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_encoder_options(parser)
     add, default = parser.add_argument, ",".join(CELLS).replace("%", "%%")
     add("--cells", type=several(str), default=[*CELLS], help=f"the columns (default {default})")
-    add(
-        "--least-steps",
-        type=positive(int),
-        default=300,
-        help="more epochs, of teacher and students, where fewer steps would be taken (default 300)",
-    )
+    add_least_steps(parser, 300, "teacher and students")
 
 
 def run(args: argparse.Namespace) -> Table:
@@ -99,7 +92,7 @@ def groups_of(table: Table, name: str, cell: Cell, args: argparse.Namespace) -> 
     place, output = f"{cell.task}-{100 * cell.fraction:g}", Path(args.output)
     rows = {"data_dir": args.data_dir, "train_fraction": cell.fraction, "max_train_rows": args.max_train_rows}
     count = len(load_task(cell.task, **rows)["train"])
-    epochs = max(args.epochs, math.ceil(args.least_steps * BATCH_SIZE / count))
+    epochs = epochs_of(args, count, BATCH_SIZE)
     teacher = make_teacher(args.model, [cell.task], output / "teachers" / place, num_train_epochs=epochs, **rows)
     rates = args.learning_rates or LEARNING_RATES
     shared = Experiment(

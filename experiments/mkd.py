@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.claims import beats
-from experiments.options import add_encoder_options, check_names, several
+from experiments.options import add_encoder_options, add_least_steps, check_names, epochs_of, several
 from experiments.scores import MAJORITY, TEACHER
 from experiments.students import Group, learning_rates
 from experiments.table import Table
@@ -27,9 +27,9 @@ ROWS = (NONE, SINGLE, MULTI, FINETUNED[MULTI], AUGMENTED, FINETUNED[AUGMENTED])
 TASKS = ("sst2", "mrpc", "stsb", "rte", "qnli")
 STUDENTS: Mapping[str, Student] = {"bilstm": BiLSTMStudent("small"), "transformer": TransformerStudent(layers=3)}
 LEARNING_RATES = {"bilstm": (2.5e-4, 5e-4, 1e-3), "transformer": (5e-5, 1e-4, 2e-4)}
-EPOCHS, TEACHER_EPOCHS = 10.0, 3
+EPOCHS, TEACHER_EPOCHS, BATCH_SIZE = 10.0, 3, 32
 TRAINING = {
-    "per_device_train_batch_size": 32,  # MKD's own 128 would leave a small task alone with 20 steps an epoch
+    "per_device_train_batch_size": BATCH_SIZE,  # MKD's own 128 would leave a small task alone with 20 steps an epoch
     "per_device_eval_batch_size": 64,
     "warmup_steps": 0.06,
     "weight_decay": 0.0,
@@ -45,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--student", choices=tuple(STUDENTS), default="bilstm", help="a table for each (default bilstm)")
     add("--tasks", type=several(str), default=[*TASKS], help=f"the columns (default {','.join(TASKS)})")
+    add_least_steps(parser, 1000, "single-task students")
     add("--augment", type=positive(int), default=4, help="variants to try per row in the augmented rows (default 4)")
 
 
@@ -102,8 +103,11 @@ def groups(table: Table, shared: Experiment, material: Material, args: argparse.
         arms = learning_rates(rates, METHODS["mkd"].without_kd)
         found.append(group(NONE, replace(shared, arms=arms), material))
     if SINGLE in chosen:
-        alone = {task: replace(shared, tasks=(task,)) for task in shared.tasks}
-        found += [group(SINGLE, alone[task], only(material, task), task) for task in alone]
+        for task in shared.tasks:
+            own = only(material, task)
+            epochs = epochs_of(args, len(own.train), BATCH_SIZE)
+            alone = replace(shared, tasks=(task,), training={**shared.training, "num_train_epochs": epochs})
+            found.append(group(SINGLE, alone, own, task))
     if {MULTI, FINETUNED[MULTI]} & {*chosen}:
         found.append(group(MULTI, shared, material))
     if {AUGMENTED, FINETUNED[AUGMENTED]} & {*chosen}:

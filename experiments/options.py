@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -51,6 +52,16 @@ def add_options(parser: argparse.ArgumentParser, rows: Iterable[str], epochs: fl
     add("--epochs", type=positive(float), default=epochs, help=f"of the students (default {epochs:g})")
     add("--jobs", type=positive(int), help="groups of students trained at a time (default: cores; 1 on a GPU)")
     add("--keep", action="store_true", help="copy the report to experiments/results")
+
+
+def add_least_steps(parser: argparse.ArgumentParser, default: int, whose: str) -> None:
+    about = f"more epochs, of {whose}, where fewer steps would be taken (default {default})"
+    parser.add_argument("--least-steps", type=positive(int), default=default, help=about)
+
+
+def epochs_of(args: argparse.Namespace, rows: int, batch_size: int) -> float:
+    """The epochs that are asked for, or as many whole ones as make the least steps."""
+    return max(args.epochs, math.ceil(args.least_steps * batch_size / rows))
 
 
 def check_names(option: str, names: Iterable[str], known: Iterable[str]) -> None:

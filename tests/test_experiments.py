@@ -81,6 +81,7 @@ def test_makd(folder, tmp_path, trained, monkeypatch, capsys):
 def test_mkd(folder, tmp_path, trained, monkeypatch, capsys):
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
     options = ["--student", "transformer", "--tasks", "sst2,stsb", "--learning-rates", "1e-9,1e-2"]
+    options += ["--least-steps", "2"]
     rows = ["--rows", "single-task,multi-task fine-tuned", "--seeds", "1"]
     assert run("mkd", folder, tmp_path / "runs", *options, *rows, "--keep") == 0
     out = capsys.readouterr().out
@@ -109,6 +110,8 @@ def test_mkd(folder, tmp_path, trained, monkeypatch, capsys):
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == names[2:]
     assert lines[0].replace(" ", "") == "||singlesentences|pairs|"
 
+    assert [_epochs(tmp_path / "runs" / "transformer" / "groups" / name) for name in groups] == [4, 4, 1]
+
     trained.clear()
     assert run("mkd", folder, tmp_path / "runs", *options, *rows) == 0
     assert trained == []
@@ -116,6 +119,11 @@ def test_mkd(folder, tmp_path, trained, monkeypatch, capsys):
     assert run("mkd", folder, tmp_path / "runs", *options, "--rows", "single-task", "--seeds", "1,3") == 0
     assert {(name, seed) for name, _, seed in trained} == {("single-task-sst2", 3), ("single-task-stsb", 3)}
     assert list(dict.fromkeys(score.row for score in read(tmp_path / "runs" / "transformer" / "scores.csv"))) == names
+
+
+def _epochs(group):
+    record = json.loads((group / "lr-1e-09" / f"seed-{TUNING_SEED}" / "result.json").read_text())
+    return record["configuration"]["training"]["num_train_epochs"]
 
 
 def test_kept_columns_of_other_runs_stay(tmp_path, monkeypatch):
