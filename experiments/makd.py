@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.claims import Claim, beats
-from experiments.mkd import TASKS, only
+from experiments.mkd import TASKS
 from experiments.options import add_encoder_options, add_least_steps, check_names, epochs_of, several
 from experiments.scores import MAJORITY, TEACHER
 from experiments.students import Group, learning_rates
 from experiments.table import Table
-from experiments.teachers import make_teacher, write_scores
+from experiments.teachers import Teacher, make_teacher, write_scores
 from fastkd.cli.arguments import fraction
 from fastkd.data.glue import check_task
 from fastkd.methods.experiment import Experiment, prepare
 from fastkd.methods.registry import METHODS
-from fastkd.methods.students import LowRankStudent, Student, TransformerStudent
+from fastkd.methods.students import LowRankStudent, TransformerStudent
 from fastkd.methods.teachers import load_teachers
 
 
@@ -78,43 +78,49 @@ def run(args: argparse.Namespace) -> Table:
         columns=list(dict.fromkeys((*TASKS, *args.tasks))),
         claims=CLAIMS,
     )
-    rows = {"data_dir": args.data_dir, "max_train_rows": args.max_train_rows}
-    options = {"num_train_epochs": TEACHER_EPOCHS, "sampling_tau": 0.5, **rows}
+    options = {"num_train_epochs": TEACHER_EPOCHS, "sampling_tau": 0.5, **rows_of(args)}
     taught = TASKS if {*args.tasks} <= {*TASKS} else args.tasks  # a part of the usual columns has the usual teacher
     teacher = make_teacher(args.model, taught, Path(args.output) / TEACHER, **options)
-    teachers = load_teachers(teacher.folder, args.tasks)
-    budget = round(args.ratio * teachers.first.num_parameters())
-    shared = Experiment(
-        teacher=teacher.folder,
-        tasks=tuple(args.tasks),
-        output=str(Path(args.output) / "rows"),
-        method="makd",
-        student=LowRankStudent(parameters=budget),
-        seeds=tuple(args.seeds),
-        **rows,
-    )
-    material = prepare(shared, teachers)
-    write_scores(teacher, material, {task: task for task in args.tasks}, table.group_folder(TEACHER))
-    rates = args.learning_rates or LEARNING_RATES
-    groups = []
-    for row in args.rows:
-        method, fields, low_rank = ROWS[row]
-        student: Student = LowRankStudent(parameters=budget) if low_rank else others(budget)
-        for task in args.tasks:
-            own = only(material, task)
-            epochs = epochs_of(args, len(own.train), BATCH_SIZE)
-            experiment = replace(
-                shared,
-                tasks=(task,),
-                method=method,
-                student=student,
-                output=str(table.group_folder(row, task)),
-                arms=learning_rates(rates, fields),
-                training={"num_train_epochs": epochs, **TRAINING},
-            )
-            groups.append(Group(row, experiment, own, {task: task}))
+    budget = round(args.ratio * load_teachers(teacher.folder, args.tasks).first.num_parameters())
+    groups = [group for task in args.tasks for group in groups_of(table, task, teacher, budget, args)]
     table.fill(groups, args.jobs)
     return table
+
+
+def groups_of(table: Table, task: str, teacher: Teacher, budget: int, args: argparse.Namespace) -> list[Group]:
+    """The groups of a task, a row each, after its teacher's scores."""
+    low_rank = LowRankStudent(parameters=budget)
+    shared = Experiment(
+        teacher=teacher.folder,
+        tasks=(task,),
+        output=str(Path(args.output) / "rows" / task),
+        method="makd",
+        student=low_rank,
+        seeds=tuple(args.seeds),
+        **rows_of(args),
+    )
+    material, columns = prepare(shared, load_teachers(teacher.folder, shared.tasks)), {task: task}
+    write_scores(teacher, material, columns, table.group_folder(TEACHER, task))
+    rates = args.learning_rates or LEARNING_RATES
+    training = {"num_train_epochs": epochs_of(args, len(material.train), BATCH_SIZE), **TRAINING}
+    found = []
+    for name in args.rows:
+        row = ROWS[name]
+        own = replace(
+            shared,
+            method=row.method,
+            student=low_rank if row.low_rank else others(budget),
+            output=str(table.group_folder(name, task)),
+            arms=learning_rates(rates, row.fields),
+            training=training,
+        )
+        found.append(Group(name, own, material, columns))
+    return found
+
+
+def rows_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides about the rows that teacher and students have."""
+    return {"data_dir": args.data_dir, "max_train_rows": args.max_train_rows}
 
 
 def others(budget: int) -> TransformerStudent:

@@ -62,9 +62,9 @@ def run(name, folder, output, *options):
 def test_makd(folder, tmp_path, trained, monkeypatch, capsys):
     monkeypatch.setattr(makd, "LAYERS", 1)
     monkeypatch.setattr(makd, "TASKS", ("sst2", "stsb"))
-    options = ["--tasks", "sst2", "--ratio", "0.7", "--learning-rates", "1e-3", "--least-steps", "1", "--seeds", "1,2"]
+    options = ["--ratio", "0.7", "--learning-rates", "1e-3", "--least-steps", "1", "--seeds", "1,2", "--tasks"]
     rows = ["low-rank fine-tuned", "DistilBERT", "TinyBERT", "MaKD", "MaKD without matrices"]
-    assert run("makd", folder, tmp_path, *options, "--rows", ",".join(rows)) == 0
+    assert run("makd", folder, tmp_path, *options, "sst2", "--rows", ",".join(rows)) == 0
     assert len(trained) == 2 * len(rows)
     scores = read(tmp_path / "70" / "scores.csv")
     assert list(dict.fromkeys(score.row for score in scores)) == [MAJORITY, "teacher", *rows]
@@ -74,8 +74,11 @@ def test_makd(folder, tmp_path, trained, monkeypatch, capsys):
     out = capsys.readouterr().out
     for other in ("low-rank fine-tuned", "DistilBERT", "TinyBERT"):
         assert f"MaKD beats {other} at one number of parameters" in out
-    assert run("makd", folder, tmp_path, *options, "--rows", ",".join(rows)) == 0
-    assert len(trained) == 2 * len(rows)
+    assert run("makd", folder, tmp_path, *options, "sst2,stsb", "--rows", "MaKD") == 0
+    assert len(trained) == 2 * len(rows) + 2
+    scores = read(tmp_path / "70" / "scores.csv")
+    assert {score.row for score in scores if score.column == "stsb"} == {MAJORITY, "teacher", "MaKD"}
+    assert {score.row for score in scores if score.column == "sst2"} == {MAJORITY, "teacher", *rows}
 
 
 def test_mkd(folder, tmp_path, trained, monkeypatch, capsys):
