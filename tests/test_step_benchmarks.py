@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import makd_step, train_step, training_attention
+from benchmarks import makd_step, train_step, training_attention, training_bilstm
 from benchmarks.measure import WrongResult, bind, check
 from benchmarks.registry import STEP, Case, Provider
 
@@ -27,14 +27,15 @@ def test_a_trainers_step_is_the_method_written_plainly(module, method):
         check(module.BENCHMARK, case, inputs, STEP, calls)
 
 
-def test_attention_in_training_is_transformers_own():
-    benchmark = training_attention.BENCHMARK
-    case = Case(benchmark.op, (2, 3, 5, 8), torch.bfloat16, "small", directions=(STEP,))
-    inputs = training_attention.make_inputs(case)
-    calls = {name: bind(benchmark[name], case, inputs, STEP) for name in ("maps", "fastkd")}
-    check(benchmark, case, inputs, STEP, calls)
-    wrong = {
-        "wrong": bind(Provider("wrong", lambda **tensors: 1.1 * training_attention.own(**tensors)), case, inputs, STEP)
-    }
+@pytest.mark.parametrize(
+    ("module", "shape", "peers"),
+    [(training_attention, (2, 3, 5, 8), ("maps", "fastkd")), (training_bilstm, (3, 6, 8, 16), ("fastkd",))],
+)
+def test_a_part_of_a_step_is_torchs_own(module, shape, peers):
+    benchmark = module.BENCHMARK
+    case = Case(benchmark.op, shape, torch.bfloat16, "small", directions=(STEP,))
+    inputs = module.make_inputs(case)
+    check(benchmark, case, inputs, STEP, {name: bind(benchmark[name], case, inputs, STEP) for name in peers})
+    wrong = bind(Provider("wrong", lambda **tensors: 1.1 * module.own(**tensors)), case, inputs, STEP)
     with pytest.raises(WrongResult):
-        check(benchmark, case, inputs, STEP, wrong)
+        check(benchmark, case, inputs, STEP, {"wrong": wrong})

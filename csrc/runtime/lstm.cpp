@@ -39,8 +39,8 @@ Direction make_direction(const Matrix& input, const Matrix& recurrent, const flo
   return d;
 }
 
-void run_lstm(const std::vector<const Direction*>& directions, const Inputs& x, const std::vector<int64_t>& lengths,
-              float* y, int64_t y_stride, Threads& threads) {
+void each_group(int64_t ways, const std::vector<int64_t>& lengths, Threads& threads,
+                const std::function<void(int64_t, const Sequences&)>& f) {
   const int64_t count = (int64_t)lengths.size();
   std::vector<int64_t> offsets(count), order(count), begin(count), length(count);
   std::exclusive_scan(lengths.begin(), lengths.end(), offsets.begin(), (int64_t)0);
@@ -48,7 +48,6 @@ void run_lstm(const std::vector<const Direction*>& directions, const Inputs& x, 
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
   for (int64_t i = 0; i < count; ++i) begin[i] = offsets[order[i]], length[i] = lengths[order[i]];
 
-  const int64_t ways = (int64_t)directions.size();
   // Groups that keep all threads busy; more than one each where the batch has them, as threads are not equally fast.
   const int64_t spread = std::max<int64_t>(1, threads.threads() / ways);
   const int64_t several = threads.threads() > 1 ? std::min(count / kEnough, 2 * spread) : 0;
@@ -56,9 +55,16 @@ void run_lstm(const std::vector<const Direction*>& directions, const Inputs& x, 
   threads.run(ways * groups, [&](int64_t task) {
     const int64_t way = task % ways, group = task / ways;
     const int64_t first = count * group / groups, last = count * (group + 1) / groups;
+    f(way, {&begin[first], &length[first], last - first});
+  });
+}
+
+void run_lstm(const std::vector<const Direction*>& directions, const Inputs& x, const std::vector<int64_t>& lengths,
+              float* y, int64_t y_stride, Threads& threads) {
+  each_group((int64_t)directions.size(), lengths, threads, [&](int64_t way, const Sequences& sequences) {
     int64_t column = 0;
     for (int64_t before = 0; before < way; ++before) column += directions[before]->hidden;
-    const LstmTask work{directions[way], x, &begin[first], &length[first], last - first, y + column, y_stride};
+    const LstmTask work{directions[way], x, sequences.begin, sequences.length, sequences.count, y + column, y_stride};
     const auto kernel = FASTKD_PICK(lstm);
     const Scratch memory(kernel(work, has_vnni(), nullptr));
     kernel(work, has_vnni(), memory.as<char>());

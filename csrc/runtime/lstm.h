@@ -42,6 +42,16 @@ struct LstmTask {
   int64_t y_stride;
 };
 
+// The first token and the number of tokens of some sequences, longest first.
+struct Sequences {
+  const int64_t *begin, *length;
+  int64_t count;
+};
+
+// f(direction, sequences) for groups of all sequences, given by their lengths, over the threads.
+void each_group(int64_t directions, const std::vector<int64_t>& lengths, Threads& threads,
+                const std::function<void(int64_t, const Sequences&)>& f);
+
 // All directions over all sequences, given by their lengths; each writes its hidden states, (tokens, hidden), beside
 // the one before it in y. Results do not depend on the order, the company or the number of threads.
 void run_lstm(const std::vector<const Direction*>& directions, const Inputs& x, const std::vector<int64_t>& lengths,

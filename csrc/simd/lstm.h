@@ -2,24 +2,13 @@
 //
 // Sequences come longest first, so that those still running at a step are the first few: nothing is padded. The input's
 // part of the gates is computed for as many steps as fit the cache, then the steps follow one another.
+#include "simd/gates.h"
 #include "simd/panels.h"
 
 namespace {
 
 using runtime::LstmTask;
 using runtime::TanhTable;
-
-#if defined(FASTKD_AVX512)
-inline Vec reciprocal(Vec x) {
-  const Vec r = (Vec)_mm512_maskz_rcp14_ps(-1, (__m512)x);
-  return r * fma(-x, r, splat(2.0f));
-}
-#else
-inline Vec reciprocal(Vec x) { return 1.0f / x; }
-#endif
-
-// e^(factor * x), kept where a product of two of them is still a number.
-inline Vec power(float factor, Vec x) { return exp2(max(splat(-60.0f), min(splat(60.0f), x * (factor * kLog2e)))); }
 
 // values[index % 16]
 inline Vec look_up(const float* values, VecInt index) {

@@ -1,4 +1,6 @@
-"""``torch.ops.fastkd.bilstm``: one LSTM layer, of one direction or both, over ragged sequences, for inference."""
+"""``torch.ops.fastkd.bilstm``: one LSTM layer, of one direction or both, over ragged sequences; trains on a CPU."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,13 @@ _extension.define(
     "bilstm", "(Tensor x, Tensor lengths, Tensor weight_input, Tensor weight_recurrent, Tensor bias) -> Tensor"
 )
 _extension.define("lstm_steps", "(Tensor gates, Tensor lengths, Tensor weight) -> Tensor")
+_extension.define(
+    "lstm_forward",
+    "(Tensor gates, Tensor lengths, Tensor weight) -> (Tensor states, Tensor cells, Tensor activations)",
+)
+_extension.define(
+    "lstm_backward", "(Tensor grad, Tensor lengths, Tensor weight, Tensor cells, Tensor activations) -> Tensor"
+)
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -29,25 +38,44 @@ def bilstm(x: Tensor, lengths: Tensor, weight_input: Tensor, weight_recurrent: T
         bias: (directions, 4 * hidden); the sum of ``bias_ih`` and ``bias_hh``.
 
     Returns:
-        (tokens, directions * hidden) in the dtype of ``x``. On the CPU the same bits for a sequence in any company and
-        on any number of threads.
+        (tokens, directions * hidden) in the dtype of ``x``. On the CPU without gradient the same bits for a sequence in
+        any company and on any number of threads. A gradient has kernels on a CPU if hidden is a multiple of 16, and
+        else comes of plain torch; the product with ``weight_input`` then follows autocast.
 
     Raises:
-        RuntimeError: a gradient is asked for. Train with ``torch.nn.LSTM``, and call this under ``torch.no_grad()``.
+        RuntimeError: a gradient is asked for on another device. Train with ``torch.nn.LSTM`` there.
         TypeError, ValueError: naming the argument, what it is and what it must be.
     """
     weights = {"weight_input": weight_input, "weight_recurrent": weight_recurrent, "bias": bias}
     _check(x, lengths, weights)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights.values())):
+    trains = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights.values()))
+    hidden = weight_recurrent.shape[-1]
+    if trains and x.device.type != "cpu":
         raise RuntimeError(
-            "bilstm is for inference and has no gradient: call it under torch.no_grad(), or train with torch.nn.LSTM"
+            f"bilstm has no gradient on {x.device.type}: call it under torch.no_grad(), or train with torch.nn.LSTM"
         )
+    if trains and trains_by_kernel(x, hidden):
+        return _trainable(x, lengths, **weights)
     backend = _extension.backend("bilstm", x.device.type, x.dtype)
-    if backend == "reference" or (backend == "cuda" and not _has_kernel(x, weight_recurrent.shape[-1])):
+    if trains or backend == "reference" or (backend == "cuda" and not _has_kernel(x, hidden)):
         return reference.bilstm(x, lengths, weight_input, weight_recurrent, bias)
     arithmetic = torch.float32 if backend == "cpu" else x.dtype
     tensors = (tensor.to(arithmetic) for tensor in (weight_input, weight_recurrent, bias))
     states: Tensor = torch.ops.fastkd.bilstm(x.to(arithmetic), lengths, *tensors)
+    return states.to(x.dtype)
+
+
+def trains_by_kernel(x: Tensor, hidden: int) -> bool:
+    """Whether gradients have kernels: on a CPU, 16 units at a time."""
+    return x.device.type == "cpu" and hidden % 16 == 0 and _extension.backend("bilstm", "cpu", x.dtype) == "cpu"
+
+
+def _trainable(x: Tensor, lengths: Tensor, weight_input: Tensor, weight_recurrent: Tensor, bias: Tensor) -> Tensor:
+    """The inputs' part of all gates is one product of torch's, and so is its gradient; the steps have kernels."""
+    rows = x if torch.is_autocast_enabled("cpu") else x.float()
+    gates = F.linear(rows, weight_input.flatten(0, 1).to(rows.dtype), bias.flatten().to(rows.dtype))
+    gates = gates.view(len(x), *bias.shape)
+    states: Tensor = torch.ops.fastkd.lstm_forward(gates, lengths, weight_recurrent.float())[0]
     return states.to(x.dtype)
 
 
@@ -97,6 +125,44 @@ def _fake_steps(gates: Tensor, lengths: Tensor, weight: Tensor) -> Tensor:
     return weight.new_empty(gates.shape[0], weight.shape[0] * weight.shape[2])
 
 
+def _fake_forward(gates: Tensor, lengths: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    states = weight.new_empty(gates.shape[0], weight.shape[0] * weight.shape[2])
+    return states, torch.empty_like(states), torch.empty_like(gates)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    _, lengths, weight = inputs
+    ctx.save_for_backward(lengths, weight, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *of_kept: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None
+    lengths, weight, states, *kept = ctx.saved_tensors
+    grad_gates = torch.ops.fastkd.lstm_backward(grad, lengths, weight, *kept)
+    before = _states_before(states.to(grad_gates.dtype).unflatten(1, (len(weight), -1)), lengths)
+    grad_weight = torch.stack([gates.T @ rows for gates, rows in zip(grad_gates.unbind(1), before, strict=True)])
+    return grad_gates, None, grad_weight
+
+
+def _states_before(states: Tensor, lengths: Tensor) -> list[Tensor]:
+    """Of states (tokens, directions, hidden), for each direction: what the step of each token begins from."""
+    ends, edges = lengths.cumsum(0), lengths.new_zeros(len(states) + 1, dtype=torch.bool)
+    firsts, lasts = edges.index_fill(0, ends - lengths, True)[:-1], edges.index_fill(0, ends, True)[1:]
+    before = [states[:, 0].roll(1, 0).masked_fill_(firsts[:, None], 0)]
+    if states.shape[1] == 2:
+        before.append(states[:, 1].roll(-1, 0).masked_fill_(lasts[:, None], 0))
+    return before
+
+
+def _fake_backward(grad: Tensor, lengths: Tensor, weight: Tensor, cells: Tensor, activations: Tensor) -> Tensor:
+    return torch.empty_like(activations)
+
+
 torch.library.register_fake("fastkd::bilstm", _fake)
 torch.library.register_fake("fastkd::lstm_steps", _fake_steps)
+torch.library.register_fake("fastkd::lstm_forward", _fake_forward)
+torch.library.register_fake("fastkd::lstm_backward", _fake_backward)
+torch.library.register_autograd("fastkd::lstm_forward", _backward, setup_context=_save)
 torch.library.register_kernel("fastkd::bilstm", "cuda", _cuda)
