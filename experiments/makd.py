@@ -43,7 +43,7 @@ ROWS = {
     MAKD: Row("makd", {}, low_rank=True),
     **{row: Row("makd", fields, low_rank=True) for row, fields in WITHOUT.items()},
 }
-LEARNING_RATES = (1e-4, 2e-4, 4e-4)
+LEARNING_RATES = (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
 EPOCHS, TEACHER_EPOCHS, BATCH_SIZE, LAYERS = 3.0, 3, 32, 3
 TRAINING = {
     "per_device_train_batch_size": BATCH_SIZE,
@@ -124,5 +124,5 @@ def rows_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def others(budget: int) -> TransformerStudent:
-    """The students of the other methods: the teacher's first layers, with a word embedding as thin as need be."""
-    return TransformerStudent(LAYERS, pooling=None, head_size=None, parameters=budget)
+    """The students of the other methods: the teacher's first layers and heads, a word embedding as thin as need be."""
+    return TransformerStudent(LAYERS, pooling=None, head_size=None, parameters=budget, keeps_heads=True)

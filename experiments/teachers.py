@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from experiments import scores as csv_file
 from experiments.kept import majority_scores
 from experiments.scores import MAJORITY, TEACHER, scores_of, surroundings
-from experiments.students import TUNING_SEED, measure
+from experiments.students import TUNING_SEED, folder_name, measure
 from fastkd.methods.experiment import Material
 from fastkd.methods.teachers import load_teachers
 from fastkd.training.runs import finished_or
@@ -57,7 +57,7 @@ def write_scores(teacher: Teacher, material: Material, columns: Mapping[str, str
     def sizes_of() -> dict[str, float]:
         return measure(load_teachers(teacher.folder, list(columns)).first, path, material.validation)
 
-    sizes = finished_or(path.with_name("sizes"), {}, sizes_of)
+    sizes = finished_or(path.with_name(folder_name("sizes", *columns)), {}, sizes_of)  # latency depends on the texts
     trained = {**teacher.trained, **sizes, "scores": material.teacher_scores}
     nothing = {**teacher.trained, **dict.fromkeys(NUMBERS, 0), "scores": majority_scores(material)}
     rows = ((MAJORITY, nothing), (TEACHER, trained))

@@ -14,6 +14,7 @@ from transformers import (
     RobertaConfig,
 )
 
+from fastkd.methods.students import TransformerStudent
 from fastkd.students import first_layers, transformer_student
 from fastkd.training.teacher import MultiTaskEncoder, load_teacher
 
@@ -149,3 +150,16 @@ def test_the_caller_seeds_the_heads(bert):
 
     assert torch.equal(head(1), head(1))
     assert not torch.equal(head(1), head(2))
+
+
+@pytest.mark.parametrize("keeps_heads", [False, True])
+def test_a_student_has_its_teachers_dropout_and_on_request_its_heads(bert, keeps_heads):
+    options = {"pooling": "mean", "classifier_dropout": 0.3}
+    teacher = MultiTaskEncoder.from_encoder(bert, ["sst2", "mrpc", "stsb"], **options)
+    student = TransformerStudent(2, pooling=None, head_size=None, keeps_heads=keeps_heads).make(
+        teacher, {"mrpc": ("no", "yes"), "stsb": ()}
+    )
+    assert (student.dropout.p, student.config.pooling) == (0.3, "mean")
+    assert list(student.heads) == ["mrpc", "stsb"]
+    for task, head in student.heads.items():
+        assert torch.equal(head.weight, teacher.heads[task].weight) is keeps_heads

@@ -63,13 +63,15 @@ class BiLSTMStudent:
 class TransformerStudent:
     """The teacher's first layers: ``transformer_student`` documents the options; ``pooling`` None is the teacher's.
 
-    ``parameters``: the word embedding becomes two factors, so that the student has so many at most.
+    ``parameters``: the word embedding becomes two factors, so that the student has so many at most. ``keeps_heads``:
+    it begins with the teacher's heads of the tasks, whose form it must have.
     """
 
     layers: int = 3
     pooling: str | None = "cls_of_layers"
     head_size: int | None = HEAD_SIZE
     parameters: int | None = None
+    keeps_heads: bool = False
 
     @property
     def title(self) -> str:
@@ -79,6 +81,10 @@ class TransformerStudent:
         pooling = self.pooling or teacher.config.pooling
         tasks = [TASKS.get(name) or custom_task(name, (), tuple(names)) for name, names in labels.items()]
         student = transformer_student(teacher, self.layers, tasks, pooling=pooling, head_size=self.head_size)
+        if self.keeps_heads:
+            student.heads.load_state_dict(
+                {name: teacher.heads.state_dict()[name] for name in student.heads.state_dict()}
+            )
         if self.parameters is None or student.num_parameters() <= self.parameters:
             return student
         return factorize(student, plan_factorization(student, parameters=self.parameters, embedding=True, maps=False))

@@ -32,7 +32,7 @@ def transformer_student(
     """A student of the first ``layers`` layers of ``source``, with a fresh head per task.
 
     Args:
-        source: a teacher, or an encoder; or the folder or Hub name of either.
+        source: a teacher, whose rates of dropout it has, or an encoder; or the folder or Hub name of either.
         layers: 1 up to the number of layers of ``source``.
         tasks: known ones by name, see ``fastkd.data.glue.TASKS``.
         pooling, head_size: see ``MultiTaskEncoderConfig``. The defaults are MKD's as we recall them; the
@@ -46,7 +46,8 @@ def transformer_student(
     encoder = first_layers(model, layers)
     if pooling != "cls_of_layers" and getattr(encoder, "pooler", False) is None:
         raise ValueError(f'pooling is {pooling!r}; as the source has no pooler, it must be "cls_of_layers"')
-    return MultiTaskEncoder.from_encoder(encoder, tasks, pooling=pooling, head_size=head_size)
+    own = {"classifier_dropout": model.config.classifier_dropout} if isinstance(model, MultiTaskEncoder) else {}
+    return MultiTaskEncoder.from_encoder(encoder, tasks, pooling=pooling, head_size=head_size, **own)
 
 
 def first_layers(encoder: PreTrainedModel, count: int) -> PreTrainedModel:
