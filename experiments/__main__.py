@@ -30,14 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         table = EXPERIMENTS[args.experiment].run(args)
-    except (ValueError, OSError) as error:
+        if args.keep:
+            table.keep()
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"experiments {args.experiment}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"experiments {args.experiment}: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    if args.keep:
-        table.keep()
     tables = [table.folder / file for file in FILES if file.endswith(".md") and (table.folder / file).exists()]
     print("\n".join(path.read_text() for path in tables))
     print(f"table, picture, scores and verdicts are in {table.folder}")

@@ -8,15 +8,18 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from scipy.stats import ttest_1samp
+
 from experiments.scores import Score, by_pair
 from fastkd.training.report import aligned
 
-Pair = tuple[str, int]  # column and seed
+LEVEL = 0.05
+"""A difference whose p-value, two-sided, is below this is no noise."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """``differences`` gives one number per pair of models, above 0 where it speaks for the claim."""
+    """``differences`` gives one number per seed, above 0 where it speaks for the claim."""
 
     text: str
     differences: Callable[[Sequence[Score]], list[float]]
@@ -24,62 +27,77 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Mean of the ``count`` differences, None of none, and its standard error, None of fewer than two."""
+    """Mean of the ``count`` differences, None of none; its standard error and p-value, None of fewer than two."""
 
     mean: float | None
     error: float | None
+    p: float | None
     count: int
 
     @property
     def words(self) -> str:
-        if self.mean is None or self.error is None:
+        if self.mean is None or self.p is None:
             return "not enough measured"
-        if abs(self.mean) > 2 * self.error:
+        if self.p < LEVEL:
             return "holds here" if self.mean > 0 else "does not hold here"
         return "within noise"
 
 
 def verdict(differences: Sequence[float]) -> Verdict:
-    """More than two standard errors from 0 is a yes or a no; what is nearer is noise."""
+    """Student's t test of the differences against 0."""
     count = len(differences)
     mean = statistics.fmean(differences) if count else None
-    error = statistics.stdev(differences) / math.sqrt(count) if count > 1 else None
-    return Verdict(mean, error, count)
+    if count < 2:
+        return Verdict(mean, None, None, count)
+    error = statistics.stdev(differences) / math.sqrt(count)
+    p = float(ttest_1samp(differences, 0).pvalue) if error else float(mean == 0)
+    return Verdict(mean, error, p, count)
 
 
-def gains(scores: Sequence[Score], better: str, worse: str) -> dict[Pair, float]:
-    """How far the row ``better`` is above the row ``worse``, for each column and seed that both have."""
+def gains(scores: Sequence[Score], better: str, worse: str) -> dict[int, dict[str, float]]:
+    """How far the row ``better`` is above the row ``worse``, by seed and column, of the seeds that have most columns.
+
+    Columns of one seed are no independent evidence, as a student may be shared by them; seeds are.
+    """
     above, below = by_pair(scores, better), by_pair(scores, worse)
-    return {pair: above[pair] - below[pair] for pair in above if pair in below}
+    found: dict[int, dict[str, float]] = defaultdict(dict)
+    for column, seed in above.keys() & below.keys():
+        found[seed][column] = above[column, seed] - below[column, seed]
+    most = max(map(len, found.values()), default=0)
+    return {seed: found[seed] for seed in sorted(found) if len(found[seed]) == most}
 
 
 def beats(better: str, worse: str, text: str) -> Claim:
-    """The claim that one row scores above another."""
-    return Claim(text, lambda scores: list(gains(scores, better, worse).values()))
+    """The claim that one row scores above another, on an average of the columns that both have."""
+    return Claim(text, lambda scores: [statistics.fmean(own.values()) for own in gains(scores, better, worse).values()])
 
 
 def gains_most_with_little_data(better: str, worse: str, text: str, place: Callable[[str], tuple[str, float]]) -> Claim:
-    """The claim that the gain is larger on a task's smallest part than on its largest.
+    """The claim that the gain is larger on a task's smallest part than on its largest, on an average of tasks.
 
     ``place`` gives a column's task and part. Tasks with one part say nothing.
     """
 
-    def differences(scores: Sequence[Score]) -> list[float]:
-        by_task: dict[tuple[str, int], dict[float, float]] = defaultdict(dict)
-        for (column, seed), gain in gains(scores, better, worse).items():
+    def of_seed(own: dict[str, float]) -> list[float]:
+        by_task: dict[str, dict[float, float]] = defaultdict(dict)
+        for column, gain in own.items():
             task, part = place(column)
-            by_task[task, seed][part] = gain
+            by_task[task][part] = gain
         return [parts[min(parts)] - parts[max(parts)] for parts in by_task.values() if len(parts) > 1]
+
+    def differences(scores: Sequence[Score]) -> list[float]:
+        found = map(of_seed, gains(scores, better, worse).values())
+        return [statistics.fmean(own) for own in found if own]
 
     return Claim(text, differences)
 
 
 def verdicts(claims: Sequence[Claim], scores: Sequence[Score]) -> str:
     """A markdown table of the claims and what the scores say to them."""
-    header = ["claim", "verdict", "mean difference", "standard error", "pairs"]
+    header = ["claim", "verdict", "mean difference", "standard error", "p", "seeds"]
     body = []
     for claim in claims:
         found = verdict(claim.differences(scores))
-        numbers = ["–" if value is None else f"{value:.2f}" for value in (found.mean, found.error)]
+        numbers = ["–" if value is None else f"{value:.2f}" for value in (found.mean, found.error, found.p)]
         body.append([claim.text, found.words, *numbers, str(found.count)])
     return aligned(header, body)

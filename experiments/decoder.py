@@ -27,12 +27,12 @@ from transformers import (
 from experiments import scores as csv_file
 from experiments.claims import beats
 from experiments.makd import FINE_TUNED, MAKD
-from experiments.options import check_names, several
+from experiments.options import check_names, settings_of, several
 from experiments.reader import arguments
 from experiments.report import mean_and_spread
 from experiments.runs import Runs
 from experiments.scores import TEACHER, surroundings
-from experiments.students import Trained, facts
+from experiments.students import Trained, facts, size_and_latency
 from experiments.table import Table
 from experiments.teachers import DROPOUT
 from fastkd.cli.arguments import fraction, positive
@@ -47,7 +47,7 @@ from fastkd.training.generation import SEEDS, rouge_of
 from fastkd.training.language_model import LanguageModelTrainer
 from fastkd.training.output import new_folder
 from fastkd.training.parallel import Add, ReportProgress
-from fastkd.training.report import aligned, count_parameters, measure_latency
+from fastkd.training.report import aligned
 from fastkd.training.runs import finished_or, write_text
 
 SEQKD = "SeqKD"
@@ -86,6 +86,8 @@ def run(args: argparse.Namespace) -> Table:
     """Trains the teacher and the students, and gives the table that is then written."""
     check_names("--rows", args.rows, ROWS)
     files = test_files(args.test)
+    if args.samples > len(SEEDS):
+        raise ValueError(f"--samples is {args.samples}; it must be at most {len(SEEDS)}")
     size, output = f"{100 * args.ratio:g}", Path(args.output)
     table = Table(
         name=f"makd-decoder-{size}",
@@ -94,11 +96,13 @@ def run(args: argparse.Namespace) -> Table:
         rows=(TEACHER, *ROWS),
         columns=list(files),
         claims=CLAIMS,
+        settings=settings_of(args, args.learning_rates or LEARNING_RATES),
     )
     train = load_instructions(args.train)
     train = train.shuffle(seed=0).select(range(min(len(train), args.max_train_rows)))
     tests = {name: load_instructions(path).filter(lambda row: bool(row["references"])) for name, path in files.items()}
-    tokenizer = make_tokenizer(args.texts, train, output / "tokenizer")
+    read = {"texts": args.texts, "train": args.train, "max_train_rows": args.max_train_rows}
+    tokenizer = make_tokenizer(args.texts, train, output / "tokenizer", read)
     speaking = Speaking(
         encode_instructions(train, tokenizer, **LENGTHS),
         encode_instructions(next(iter(tests.values())), tokenizer, **LENGTHS),
@@ -106,14 +110,13 @@ def run(args: argparse.Namespace) -> Table:
         SEEDS[: args.samples],
         args.new_tokens,
     )
-    sources = {"texts": args.texts, "train": args.train, "test": files, "max_train_rows": args.max_train_rows}
-    sources |= {"new_tokens": args.new_tokens, "samples": args.samples}
+    sources = {**read, "test": files, "new_tokens": args.new_tokens, "samples": args.samples}
     teacher = make_teacher(args.texts, speaking, tokenizer, output / TEACHER, sources, table)
     training = {"num_train_epochs": args.epochs, "warmup_steps": 0.06, "weight_decay": 0.01}
     shared = {"ratio": args.ratio, **sources, **training}
     groups = []
     for row in args.rows:
-        own = replace(speaking, train=said_by(teacher, tokenizer, train, output)) if row == SEQKD else speaking
+        own = replace(speaking, train=said_by(teacher, tokenizer, train)) if row == SEQKD else speaking
         student = partial(train_student, row, teacher, args.ratio, own, training)
         rates = tuple(args.learning_rates or LEARNING_RATES)
         groups.append(Runs(row, table.group_folder(row), {"row": row, **shared}, student, rates, tuple(args.seeds)))
@@ -142,16 +145,18 @@ def write_perplexities(table: Table) -> None:
     write_text(table.folder / "perplexity.md", aligned(["", "perplexity"], body) + "\n")
 
 
-def make_tokenizer(texts: Sequence[str], train: Dataset, folder: Path) -> Any:
-    """A byte-level BPE of the texts and instructions, unless it is there."""
-    if not folder.exists():
+def make_tokenizer(texts: Sequence[str], train: Dataset, folder: Path, read: Mapping[str, Any]) -> Any:
+    """A byte-level BPE of the texts and instructions, unless one of the same, ``read``, is there."""
+
+    def learn() -> dict[str, Any]:
         tokens = ByteLevelBPETokenizer()
         lines = [Path(path).read_text(encoding="utf-8") for path in texts]
         lines += [" ".join([row["instruction"], row["input"], *row["references"]]) for row in train]
         tokens.train_from_iterator(lines, SIZES["vocab_size"], special_tokens=[END], show_progress=False)
-        with new_folder(folder) as whole_or_nothing:
-            fast = PreTrainedTokenizerFast(tokenizer_object=tokens._tokenizer, eos_token=END)
-            fast.save_pretrained(whole_or_nothing)
+        PreTrainedTokenizerFast(tokenizer_object=tokens._tokenizer, eos_token=END).save_pretrained(folder)
+        return {}
+
+    finished_or(folder, read, learn)
     return AutoTokenizer.from_pretrained(folder, model_max_length=SIZES["n_positions"])
 
 
@@ -193,9 +198,9 @@ def make_teacher(
     return str(folder / "model")
 
 
-def said_by(teacher: str, tokenizer: Any, train: Dataset, output: Path) -> Dataset:
-    """The training instructions with the teacher's responses, sampled unless they are there."""
-    folder = output / "seqkd"
+def said_by(teacher: str, tokenizer: Any, train: Dataset) -> Dataset:
+    """The training instructions with the teacher's responses, sampled unless they are there, beside the teacher."""
+    folder = Path(teacher).with_name("seqkd")
     if not folder.exists():
         model = AutoModelForCausalLM.from_pretrained(teacher)
         prompt, whole = LENGTHS["max_prompt_length"], LENGTHS["max_length"]
@@ -230,15 +235,10 @@ def finish(trainer: Any, start: float, rate: float, speaking: Speaking, tokenize
     sampling: dict[str, Any] = {"seeds": speaking.seeds, "max_new_tokens": speaking.new_tokens, "batch_size": 32}
     sampling["max_prompt_length"] = LENGTHS["max_prompt_length"]
     rouge = {name: rouge_of(model, tokenizer, rows, **sampling).mean for name, rows in speaking.tests.items()}
-    total, inner = count_parameters(model)
     collate = language_model_collator(tokenizer)
     rows = [
         {"input_ids": collate([row])["input_ids"]}
         for row in speaking.heldout.select(range(min(10, len(speaking.heldout))))
     ]
-    sizes = {
-        "parameters": total,
-        "inner_parameters": inner,
-        "latency_ms": 1e3 * measure_latency(model.cpu().eval(), rows),
-    }
+    sizes = size_and_latency(model.cpu().eval(), rows)
     return {**facts(start, rouge, rate), **sizes, **surroundings(), "perplexity": perplexity}

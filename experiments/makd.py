@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from experiments.claims import Claim, beats
 from experiments.mkd import TASKS
-from experiments.options import add_encoder_options, add_least_steps, check_names, epochs_of, several
+from experiments.options import add_encoder_options, add_least_steps, check_names, epochs_of, settings_of, several
 from experiments.scores import MAJORITY, TEACHER
 from experiments.students import Group, learning_rates
 from experiments.table import Table
 from experiments.teachers import Teacher, make_teacher, write_scores
-from fastkd.cli.arguments import fraction
+from fastkd.cli.arguments import fraction, positive
 from fastkd.data.glue import check_task
 from fastkd.methods.experiment import Experiment, prepare
 from fastkd.methods.registry import METHODS
@@ -44,7 +44,7 @@ ROWS = {
     **{row: Row("makd", fields, low_rank=True) for row, fields in WITHOUT.items()},
 }
 LEARNING_RATES = (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
-EPOCHS, TEACHER_EPOCHS, BATCH_SIZE, LAYERS = 3.0, 3, 32, 3
+EPOCHS, TEACHER_EPOCHS, BATCH_SIZE = 3.0, 3, 32
 TRAINING = {
     "per_device_train_batch_size": BATCH_SIZE,
     "per_device_eval_batch_size": 64,
@@ -58,10 +58,20 @@ CLAIMS: tuple[Claim, ...] = tuple(
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_encoder_options(parser)
+    add_size_options(parser)
+    parser.add_argument("--tasks", type=several(str), default=[*TASKS], help=f"the columns (default {','.join(TASKS)})")
+    add_least_steps(parser, 300, "students")
+
+
+def add_size_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--ratio", type=fraction, default=0.5, help="students' parameters as a part of the teacher's (default 0.5)")
-    add("--tasks", type=several(str), default=[*TASKS], help=f"the columns (default {','.join(TASKS)})")
-    add_least_steps(parser, 300, "students")
+    add(
+        "--layers",
+        type=positive(int),
+        default=3,
+        help="of the other methods' students (default 3; fewer for a small ratio)",
+    )
 
 
 def run(args: argparse.Namespace) -> Table:
@@ -77,11 +87,16 @@ def run(args: argparse.Namespace) -> Table:
         rows=(MAJORITY, TEACHER, *ROWS),
         columns=list(dict.fromkeys((*TASKS, *args.tasks))),
         claims=CLAIMS,
+        settings=settings_of(args, args.learning_rates or LEARNING_RATES),
     )
     options = {"num_train_epochs": TEACHER_EPOCHS, "sampling_tau": 0.5, **rows_of(args)}
     taught = TASKS if {*args.tasks} <= {*TASKS} else args.tasks  # a part of the usual columns has the usual teacher
     teacher = make_teacher(args.model, taught, Path(args.output) / TEACHER, **options)
-    budget = round(args.ratio * load_teachers(teacher.folder, args.tasks).first.num_parameters())
+    first = load_teachers(teacher.folder, args.tasks).first
+    budget = round(args.ratio * first.num_parameters())
+    others(budget, args.layers).make(
+        first, {task: first.config.tasks[task]["labels"] for task in args.tasks}
+    )  # or raises
     groups = [group for task in args.tasks for group in groups_of(table, task, teacher, budget, args)]
     table.fill(groups, args.jobs)
     return table
@@ -109,7 +124,7 @@ def groups_of(table: Table, task: str, teacher: Teacher, budget: int, args: argp
         own = replace(
             shared,
             method=row.method,
-            student=low_rank if row.low_rank else others(budget),
+            student=low_rank if row.low_rank else others(budget, args.layers),
             output=str(table.group_folder(name, task)),
             arms=learning_rates(rates, row.fields),
             training=training,
@@ -123,6 +138,6 @@ def rows_of(args: argparse.Namespace) -> dict[str, Any]:
     return {"data_dir": args.data_dir, "max_train_rows": args.max_train_rows}
 
 
-def others(budget: int) -> TransformerStudent:
+def others(budget: int, layers: int) -> TransformerStudent:
     """The students of the other methods: the teacher's first layers and heads, a word embedding as thin as need be."""
-    return TransformerStudent(LAYERS, pooling=None, head_size=None, parameters=budget, keeps_heads=True)
+    return TransformerStudent(layers, pooling=None, head_size=None, parameters=budget, keeps_heads=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.claims import beats, gains_most_with_little_data
-from experiments.options import add_encoder_options, add_least_steps, check_names, epochs_of, several
+from experiments.options import add_encoder_options, add_least_steps, check_names, epochs_of, settings_of, several
 from experiments.scores import MAJORITY, TEACHER
 from experiments.students import Group, learning_rates
 from experiments.table import Table
@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> Table:
         rows=(MAJORITY, TEACHER, *ROWS),
         columns=list(dict.fromkeys((*CELLS, *args.cells))),
         claims=CLAIMS,
+        settings=settings_of(args, args.learning_rates or LEARNING_RATES),
     )
     groups = [group for name, cell in cells.items() for group in groups_of(table, name, cell, args)]
     table.fill(groups, args.jobs)

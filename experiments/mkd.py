@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.claims import beats
-from experiments.options import add_encoder_options, add_least_steps, check_names, epochs_of, several
+from experiments.options import add_encoder_options, add_least_steps, check_names, epochs_of, settings_of, several
 from experiments.scores import MAJORITY, TEACHER
 from experiments.students import Group, learning_rates
 from experiments.table import Table
@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> Table:
         rows=(MAJORITY, TEACHER, *ROWS),
         columns=args.tasks,
         claims=CLAIMS,
+        settings=settings_of(args, rates),
         parts={part: columns for part, columns in parts.items() if columns},
     )
     write_scores(teacher, material, {task: task for task in args.tasks}, table.group_folder(TEACHER))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from experiments.students import TUNING_SEED
 from fastkd.cli.arguments import positive
@@ -57,6 +57,14 @@ def add_options(parser: argparse.ArgumentParser, rows: Iterable[str], epochs: fl
 def add_least_steps(parser: argparse.ArgumentParser, default: int, whose: str) -> None:
     about = f"more epochs, of {whose}, where fewer steps would be taken (default {default})"
     parser.add_argument("--least-steps", type=positive(int), default=default, help=about)
+
+
+def settings_of(args: argparse.Namespace, learning_rates: Sequence[float]) -> dict[str, Any]:
+    """What all parts of a table must have in common; the other options choose parts, or where and how fast."""
+    free = ("experiment", "output", "rows", "tasks", "cells", "seeds", "jobs", "keep")
+    return {name: value for name, value in vars(args).items() if name not in free} | {
+        "learning_rates": list(learning_rates)
+    }
 
 
 def epochs_of(args: argparse.Namespace, rows: int, batch_size: int) -> float:

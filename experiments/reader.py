@@ -19,15 +19,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from experiments.makd import CLAIMS, LAYERS, LEARNING_RATES, MAKD, OTHERS, Row
+from experiments.makd import CLAIMS, LEARNING_RATES, MAKD, OTHERS, Row, add_size_options
 from experiments.makd import ROWS as ALL_ROWS
-from experiments.options import add_encoder_options, check_names
+from experiments.options import add_encoder_options, check_names, settings_of
 from experiments.runs import Runs
 from experiments.scores import TEACHER, surroundings
-from experiments.students import Trained, facts
+from experiments.students import Trained, facts, size_and_latency
 from experiments.table import Table
 from experiments.teachers import DROPOUT
-from fastkd.cli.arguments import fraction, positive
+from fastkd.cli.arguments import positive
 from fastkd.data.batches import span_collator
 from fastkd.data.squad import load_squad, split_by_title
 from fastkd.data.squad_windows import encode_squad
@@ -38,7 +38,6 @@ from fastkd.methods.objective import Objective
 from fastkd.students import factorize, plan_factorization, shallow
 from fastkd.training.parallel import Add, ReportProgress
 from fastkd.training.pretrained import config_with_dropout
-from fastkd.training.report import count_parameters, measure_latency
 from fastkd.training.runs import finished_or
 from fastkd.training.spans import SpanTrainer
 from fastkd.training.teacher import has_fast_bf16
@@ -60,9 +59,10 @@ class Reading:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_encoder_options(parser)
-    add = parser.add_argument
-    add("--ratio", type=fraction, default=0.5, help="students' parameters as a part of the teacher's (default 0.5)")
-    add("--held-out", type=positive(int), help="test on so many articles of the dev file, train on its others too")
+    add_size_options(parser)
+    parser.add_argument(
+        "--held-out", type=positive(int), help="test on so many articles of the dev file, train on its others too"
+    )
 
 
 def run(args: argparse.Namespace) -> Table:
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> Table:
         rows=(TEACHER, *ROWS),
         columns=list(COLUMNS),
         claims=CLAIMS,
+        settings=settings_of(args, args.learning_rates or LEARNING_RATES),
     )
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     reading = load(args.data_dir, tokenizer, args.held_out, args.max_train_rows)
@@ -83,10 +84,10 @@ def run(args: argparse.Namespace) -> Table:
     training = {"num_train_epochs": args.epochs, "warmup_steps": 0.06, "weight_decay": 0.0}
     rows = {"data_dir": args.data_dir, "max_train_rows": args.max_train_rows, "held_out": args.held_out}
     make_teacher(args.model, reading, teacher, training, rows, table)
-    shared = {"model": args.model, "ratio": args.ratio, **rows, **training}
+    shared = {"model": args.model, "ratio": args.ratio, "layers": args.layers, **rows, **training}
     groups = []
     for row in args.rows:
-        student = partial(train_student, ROWS[row], str(teacher / "model"), args.ratio, reading, training)
+        student = partial(train_student, ROWS[row], str(teacher / "model"), args.ratio, args.layers, reading, training)
         rates, settings = tuple(args.learning_rates or LEARNING_RATES), {"row": row, **shared}
         groups.append(Runs(row, table.group_folder(row), settings, student, rates, tuple(args.seeds)))
     table.fill(groups, args.jobs)
@@ -131,12 +132,20 @@ def make_teacher(
 
 
 def train_student(
-    row: Row, teacher: str, ratio: float, reading: Reading, training: dict[str, Any], rate: float, seed: int, add: Add
+    row: Row,
+    teacher: str,
+    ratio: float,
+    layers: int,
+    reading: Reading,
+    training: dict[str, Any],
+    rate: float,
+    seed: int,
+    add: Add,
 ) -> Trained:
     start = time.monotonic()
     model = AutoModelForQuestionAnswering.from_pretrained(teacher)
     torch.manual_seed(seed)
-    student = student_of(model, row, round(ratio * model.num_parameters()))
+    student = student_of(model, row, round(ratio * model.num_parameters()), layers)
     args = arguments(Path(teacher).with_name("trainer"), learning_rate=rate, seed=seed, disable_tqdm=True, **training)
     own = {"objective": objective_of(row, args), "teacher": model, "callbacks": [ReportProgress(add)]}
     trainer = reader(SpanDistillationTrainer, student, args, teacher, reading, **own)
@@ -145,11 +154,11 @@ def train_student(
     return finish(trainer, start, rate, reading, teacher)
 
 
-def student_of(teacher: PreTrainedModel, row: Row, budget: int) -> PreTrainedModel:
+def student_of(teacher: PreTrainedModel, row: Row, budget: int, layers: int) -> PreTrainedModel:
     """A student of at most so many parameters: the teacher's factors, or its first layers and a thin embedding."""
     if row.low_rank:
         return factorize(teacher, plan_factorization(teacher, parameters=budget))
-    student = shallow(teacher, LAYERS)
+    student = shallow(teacher, layers)
     if student.num_parameters() <= budget:
         return student
     return factorize(student, plan_factorization(student, parameters=budget, embedding=True, maps=False))
@@ -177,10 +186,7 @@ def finish(trainer: Any, start: float, rate: float, reading: Reading, tokenizer:
     """Scores, size and time of a trained reader."""
     metrics = trainer.evaluate()
     trained = facts(start, {name: metrics[metric] for name, metric in COLUMNS.items()}, rate)
-    total, inner = count_parameters(trainer.model)
     collate = span_collator(AutoTokenizer.from_pretrained(tokenizer))
     names = ("input_ids", "attention_mask")
     rows = [{name: collate([row])[name] for name in names} for row in reading.windows.select(range(10))]
-    latency = measure_latency(trainer.model.cpu().eval(), rows)
-    sizes = {"parameters": total, "inner_parameters": inner, "latency_ms": 1e3 * latency}
-    return {**trained, **sizes, **surroundings()}
+    return {**trained, **size_and_latency(trainer.model.cpu().eval(), rows), **surroundings()}

@@ -22,8 +22,8 @@ FILES = {
     "perplexity.md": "-perplexity.md",
 }
 """What a report is made of, the last two of MKD and of decoders alone, and how the kept copies end."""
-HOW_TO_READ = """Differences are in points of 100, between models of one column and one seed. A claim holds here where
-their mean is more than two standard errors above 0, and does not hold here where it is as far below."""
+HOW_TO_READ = """Differences are in points of 100, one of the students of each seed, averaged over the columns. A claim
+holds here, or does not, where their mean is above, or below, 0 by Student's t test with p < 0.05."""
 
 
 def write_report(
@@ -36,7 +36,8 @@ def write_report(
     parts: Mapping[str, Collection[str]],
 ) -> str:
     """Writes the files of ``FILES`` and gives the table. The picture has the rows with all columns."""
-    results = [(row, [score for score in scores if score.row == row]) for row in rows]
+    names = dict.fromkeys([*rows, *(score.row for score in scores)])
+    results = [(row, [score for score in scores if score.row == row]) for row in names]
     results = [(row, lines) for row, lines in results if lines]
     table = markdown_table(results, columns)
     csv_file.write(folder / "scores.csv", scores)

@@ -47,11 +47,17 @@ class Runs:
                 known = {**self.settings, "learning_rate": rate, "seed": seed}
                 return finished_or(folder, known, lambda: self.student(rate, seed, step))
 
-        _, students = tuned(train, self.rates, self.seeds)
+        best, students = tuned(train, self.rates, self.seeds)
         lines = [
             line
             for seed, trained in students.items()
             for line in scores_of(self.row, seed, {name: name for name in trained["scores"]}, trained)
         ]
-        write_text(self.folder / "students.json", json.dumps(students, indent=2))
-        csv_file.write(self.folder / "scores.csv", lines)
+        write_text(self.folder / "students.json", json.dumps({**self._others(best), **students}, indent=2))
+        csv_file.add(self.folder / "scores.csv", lines)
+
+    def _others(self, rate: float) -> dict[int, Trained]:
+        """What earlier calls know of other seeds with this rate."""
+        path = self.folder / "students.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        return {int(seed): found for seed, found in before.items() if found["learning_rate"] == rate}

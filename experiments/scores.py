@@ -46,9 +46,13 @@ class Score:
     date: str
 
 
+_COMMIT = environment("cpu")["commit"]
+"""Of the code that was loaded; the checkout may move on while it trains."""
+
+
 def surroundings() -> dict[str, Any]:
     """The fields of a score that tell where, with what and when a model was trained."""
-    known = environment("cuda" if torch.cuda.is_available() else "cpu")
+    known = environment("cuda" if torch.cuda.is_available() else "cpu") | {"commit": _COMMIT}
     return {field.name: known[field.name] for field in fields(Score) if field.name in known}
 
 
@@ -67,6 +71,15 @@ def write(path: Path, scores: Iterable[Score]) -> None:
     writer.writeheader()
     writer.writerows(asdict(score) for score in scores)
     write_text(path, text.getvalue())
+
+
+def add(path: Path, scores: Sequence[Score]) -> None:
+    """Writes the scores beside those of other seeds that the file has of the same columns and learning rates."""
+    seeds = {score.seed for score in scores}
+    alike = {(score.column, score.learning_rate) for score in scores}
+    before = read(path) if path.exists() else []
+    kept = [old for old in before if old.seed not in seeds and (old.column, old.learning_rate) in alike]
+    write(path, sorted([*kept, *scores], key=lambda score: score.seed))
 
 
 def read(path: Path) -> list[Score]:

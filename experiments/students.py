@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 import time
@@ -87,7 +88,7 @@ class Group:
     def write(self, row: str, scores: Sequence[Score]) -> None:
         """Writes what is finished of a row, in a folder beside those of other groups."""
         name = Path(self.experiment.output).name.replace(folder_name(self.row), folder_name(row))
-        csv_file.write(Path(self.experiment.output).with_name(name) / "scores.csv", scores)
+        csv_file.add(Path(self.experiment.output).with_name(name) / "scores.csv", scores)
 
 
 def folder_name(*words: str) -> str:
@@ -102,10 +103,16 @@ def learning_rates(rates: Sequence[float], fields: Mapping[str, Any] | None = No
 def tuned(
     train: Callable[[Key, int], Trained], choices: Sequence[Key], seeds: Sequence[int]
 ) -> tuple[Key, dict[int, Trained]]:
-    """The choice with the best mean score of ``TUNING_SEED``, the first of equals, and what it gives of every seed."""
+    """The choice with the best mean score of ``TUNING_SEED``, the first of equals, and what it gives of every seed.
+
+    A choice whose training diverges is the worst there is.
+    """
 
     def mean_score(choice: Key) -> float:
-        return statistics.fmean(train(choice, TUNING_SEED)["scores"].values())
+        try:
+            return statistics.fmean(train(choice, TUNING_SEED)["scores"].values())
+        except FloatingPointError:
+            return -math.inf
 
     best = max(choices, key=mean_score) if len(choices) > 1 else choices[0]
     return best, {seed: train(best, seed) for seed in seeds}
@@ -160,11 +167,16 @@ def _lines(group: Group, row: str, students: Mapping[int, Trained]) -> list[Scor
 
 
 def measure(model: PreTrainedModel, folder: Path, validation: Mapping[str, MultiTaskDataset]) -> dict[str, float]:
-    """Size, and latency on one thread, which does not depend on how many trainings share the cores."""
+    """Size of a classifier, and its latency on the validation rows."""
+    return size_and_latency(model, single_rows(validation, _collator(folder)))
+
+
+def size_and_latency(model: PreTrainedModel, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Latency is that of one row on one thread, which does not depend on how many trainings share the cores."""
     total, inner = count_parameters(model)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    latency = measure_latency(model, single_rows(validation, _collator(folder)))
+    latency = measure_latency(model, rows)
     torch.set_num_threads(threads)
     return {"parameters": total, "inner_parameters": inner, "latency_ms": 1e3 * latency}
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from experiments import scores as csv_file
 from experiments.claims import Claim
@@ -16,8 +17,11 @@ from experiments.report import FILES, write_report
 from experiments.scores import Score
 from experiments.students import folder_name
 from fastkd.training.parallel import Add, train_all
+from fastkd.training.runs import different, write_text
 
 RESULTS = Path(__file__).parent / "results"
+PLACES = ("model", "data_dir", "texts", "train", "test")
+"""Settings that are another path on another machine, and are not kept."""
 
 
 class Part(Protocol):
@@ -35,6 +39,8 @@ class Part(Protocol):
 class Table:
     """``rows`` and ``columns`` give the order; what was trained of others before is shown after them.
 
+    ``settings`` are what all rows and columns must have in common, JSON values: a call with others is refused.
+
     ``parts`` are named parts of the columns, for each of which the report tells what the rows keep of the teacher.
 
     ``folder`` holds ``groups``, a folder with ``scores.csv`` for each group and teacher that is finished, and gets
@@ -47,6 +53,7 @@ class Table:
     rows: Sequence[str]
     columns: Sequence[str]
     claims: Sequence[Claim]
+    settings: Mapping[str, Any]
     parts: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def group_folder(self, *words: str) -> Path:
@@ -54,6 +61,7 @@ class Table:
 
     def fill(self, groups: Sequence[Part], jobs: int | None) -> str:
         """Trains what is not finished, reports what is, even when it was stopped, and gives the table."""
+        one_setting(self.folder / "settings.json", self.settings)
         scale = len(groups) / sum(group.cost for group in groups)
         try:
             train_all(partial(_train, scale), groups, jobs, f"{self.name}: {len(groups)} groups of students")
@@ -66,23 +74,36 @@ class Table:
         return self._write(self.folder, [line for path in paths for line in csv_file.read(path)])
 
     def keep(self) -> None:
-        """Puts the report into the repository; columns that only the one before has stay as they were."""
+        """Puts the report into the repository; what only the one before has, of a row and column, stays as it was."""
         RESULTS.mkdir(exist_ok=True)
         scores, kept = csv_file.read(self.folder / "scores.csv"), RESULTS / f"{self.name}.csv"
-        measured = {line.column for line in scores}
+        settings = {name: value for name, value in self.settings.items() if name not in PLACES}
+        one_setting(kept.with_suffix(".json"), settings)
+        measured = {(line.row, line.column) for line in scores}
         before = csv_file.read(kept) if kept.exists() else []
+        scores += [line for line in before if (line.row, line.column) not in measured]
         with tempfile.TemporaryDirectory() as folder:
-            self._write(Path(folder), [*scores, *(line for line in before if line.column not in measured)])
+            self._write(Path(folder), scores)
             for file, ending in FILES.items():
                 made = [place / file for place in (Path(folder), self.folder) if (place / file).exists()]
                 if made:
                     shutil.copyfile(made[0], RESULTS / f"{self.name}{ending}")
 
     def _write(self, folder: Path, scores: list[Score]) -> str:
-        scores = sorted(scores, key=lambda line: self.rows.index(line.row))
+        order = {row: place for place, row in enumerate(self.rows)}
+        scores = sorted(scores, key=lambda line: order.get(line.row, len(order)))
         columns = [column for column in self.columns if any(line.column == column for line in scores)]
         columns += dict.fromkeys(line.column for line in scores if line.column not in columns)
         return write_report(folder, scores, self.rows, columns, self.title, self.claims, self.parts)
+
+
+def one_setting(path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings; raises ValueError where the file has others already."""
+    wanted = json.loads(json.dumps(settings))
+    found = json.loads(path.read_text()) if path.exists() else wanted
+    if others := different(found, wanted):
+        raise ValueError(f"{path} is of a table with other settings ({others}): a table has one; choose another folder")
+    write_text(path, json.dumps(wanted, indent=2) + "\n")
 
 
 def _train(scale: float, group: Part, add: Add) -> None:

@@ -189,6 +189,15 @@ def test_minilm(causal):
     close(maps, soft[0] - soft[1])
 
 
+def test_minilm_is_a_mean_over_however_many_value_heads():
+    models = pair()
+    for model in models:
+        model.attention[-1] = model.attention[-1]._replace(value=model.attention[-1].value[:, :1])
+    _, alone = MiniLM()(*models, LABELS, MASK)
+    _, counted = MiniLM()(*models, LABELS, MASK, tokens=int(MASK.sum()))
+    close(counted["value"], alone["value"].double())
+
+
 def test_minilmv2_compares_any_widths_and_heads_in_any_layer():
     student, teacher = features(0, width=8, heads=4, grad=True), features(1, layers=4, width=16, heads=2)
     terms = {}

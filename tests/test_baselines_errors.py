@@ -1,11 +1,14 @@
 """The baselines: maps of layers, and what is refused with the argument's name."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from baselines_samples import LABELS, MASK, SMALL, features
 
-from fastkd.methods.baselines import BASELINES, KD
+from fastkd.methods.baselines import BASELINES, KD, TinyBERT
 from fastkd.methods.baselines.layers import layer_pairs
+from fastkd.methods.feature_distillation import FeatureDistillation
 from fastkd.training.taps import Features
 
 
@@ -96,6 +99,12 @@ def test_a_teacher_that_requires_grad_is_refused(name):
     student, teacher = features(0), features(1, layers=4, grad=True)
     with pytest.raises(ValueError, match="requires grad"):
         BASELINES[name](**SMALL.get(name, {}))(student, teacher, LABELS, MASK)
+
+
+def test_trainers_refuse_an_objective_that_would_have_to_be_trained():
+    trainer = SimpleNamespace(objective=TinyBERT(projection=torch.nn.Linear(2, 4)))
+    with pytest.raises(ValueError, match="has projection, a module that a trainer does not train"):
+        FeatureDistillation.tap(trainer, torch.nn.Linear(2, 2))
 
 
 def test_a_teacher_that_requires_grad_is_refused_in_a_regression():

@@ -3,7 +3,7 @@
 import csv
 import json
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from transformers import BertModel
 from experiments import makd, mixkd, students, table
 from experiments.__main__ import main
 from experiments.claims import beats, gains_most_with_little_data, verdict, verdicts
-from experiments.scores import MAJORITY, Score, read, write
+from experiments.scores import MAJORITY, Score, add, read, write
 from experiments.students import TUNING_SEED, tuned
 from fastkd.training import finetune, parallel
 
@@ -60,9 +60,20 @@ def run(name, folder, output, *options):
 
 
 def test_makd(folder, tmp_path, trained, monkeypatch, capsys):
-    monkeypatch.setattr(makd, "LAYERS", 1)
     monkeypatch.setattr(makd, "TASKS", ("sst2", "stsb"))
-    options = ["--ratio", "0.7", "--learning-rates", "1e-3", "--least-steps", "1", "--seeds", "1,2", "--tasks"]
+    options = [
+        "--ratio",
+        "0.7",
+        "--layers",
+        "1",
+        "--learning-rates",
+        "1e-3",
+        "--least-steps",
+        "1",
+        "--seeds",
+        "1,2",
+        "--tasks",
+    ]
     rows = ["low-rank fine-tuned", "DistilBERT", "TinyBERT", "MaKD", "MaKD without matrices"]
     assert run("makd", folder, tmp_path, *options, "sst2", "--rows", ",".join(rows)) == 0
     assert len(trained) == 2 * len(rows)
@@ -79,6 +90,12 @@ def test_makd(folder, tmp_path, trained, monkeypatch, capsys):
     scores = read(tmp_path / "70" / "scores.csv")
     assert {score.row for score in scores if score.column == "stsb"} == {MAJORITY, "teacher", "MaKD"}
     assert {score.row for score in scores if score.column == "sst2"} == {MAJORITY, "teacher", *rows}
+    capsys.readouterr()
+    assert run("makd", folder, tmp_path, *options, "sst2", "--rows", "PKD", "--epochs", "2") == 1
+    assert "settings.json is of a table with other settings (epochs 1.0 there, 2.0 here)" in capsys.readouterr().err
+    assert run("makd", folder, tmp_path, *options, "sst2", "--rows", "MaKD", "--ratio", "0.1") == 1
+    assert "cannot be met" in capsys.readouterr().err
+    assert len(trained) == 2 * len(rows) + 2
 
 
 def test_mkd(folder, tmp_path, trained, monkeypatch, capsys):
@@ -107,7 +124,7 @@ def test_mkd(folder, tmp_path, trained, monkeypatch, capsys):
         assert "| multi-task fine-tuned " in line
     assert "a shared student learns better from multi-task than from single-task distillation" in out
     kept = sorted(path.name for path in (tmp_path / "results").iterdir())
-    endings = ["-kept.md", "-verdicts.md", ".csv", ".md", ".png"]
+    endings = ["-kept.md", "-verdicts.md", ".csv", ".json", ".md", ".png"]
     assert kept == [f"mkd-transformer{ending}" for ending in endings]
     lines = (tmp_path / "results" / "mkd-transformer-kept.md").read_text().splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == names[2:]
@@ -129,20 +146,40 @@ def _epochs(group):
     return record["configuration"]["training"]["num_train_epochs"]
 
 
-def test_kept_columns_of_other_runs_stay(tmp_path, monkeypatch):
+def test_what_other_runs_kept_stays_if_their_settings_were_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
     claim = beats("SM", "KD", "SM beats KD")
-    for run, columns in (("first", ("a", "b")), ("second", ("b", "c"))):
-        own = table.Table("t", "T", tmp_path / run, ("KD", "SM"), ("a", "b", "c"), (claim,))
-        for row, points in (("KD", 50.0), ("SM", 60.0 if run == "first" else 80.0)):
+
+    def keep(run, rows, columns, epochs=3):
+        own = table.Table(
+            "t", "T", tmp_path / run, ("KD", "SM"), ("a", "b", "c"), (claim,), {"epochs": epochs, "model": run}
+        )
+        for row, points in rows.items():
             write(own.group_folder(row) / "scores.csv", [score(row, column, 1, points) for column in columns])
         own.report()
         own.keep()
+
+    keep("first", {"KD": 50.0, "SM": 60.0, "once": 1.0}, "ab")
+    keep("second", {"SM": 80.0}, "bc")
     found = {(line.row, line.column): line.score for line in read(tmp_path / "results" / "t.csv")}
-    assert found == {**{("KD", column): 50 for column in "abc"}, ("SM", "a"): 60, ("SM", "b"): 80, ("SM", "c"): 80}
-    assert "a | b | c | average" in " ".join((tmp_path / "results" / "t.md").read_text().split())
-    assert "23.33" in (tmp_path / "results" / "t-verdicts.md").read_text()
+    of_first = {("KD", "a"): 50, ("KD", "b"): 50, ("SM", "a"): 60, ("once", "a"): 1, ("once", "b"): 1}
+    assert found == {**of_first, ("SM", "b"): 80, ("SM", "c"): 80}
+    lines = (tmp_path / "results" / "t.md").read_text().splitlines()
+    assert "a | b | c | average" in " ".join(lines[0].split())
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["KD", "SM", "once"]
+    assert "20.00" in (tmp_path / "results" / "t-verdicts.md").read_text()
     assert (tmp_path / "results" / "t.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match=r"other settings \(epochs 3 there, 4 here\)"):
+        keep("third", {"SM": 90.0}, "bc", epochs=4)
+
+
+def test_seeds_of_other_calls_stay(tmp_path):
+    path = tmp_path / "scores.csv"
+    add(path, [score("KD", "a", seed, 50.0) for seed in (1, 2)])
+    add(path, [score("KD", "a", seed, 60.0) for seed in (2, 3)])
+    assert [(line.seed, line.score) for line in read(path)] == [(1, 50), (2, 60), (3, 60)]
+    add(path, [replace(score("KD", "a", 4, 70.0), learning_rate=2.0)])
+    assert [(line.seed, line.score) for line in read(path)] == [(4, 70)]
 
 
 def test_mkd_on_augmented_rows(folder, tmp_path, trained):
@@ -236,6 +273,17 @@ def test_the_choice_follows_the_tuning_seed_alone():
     assert asked == [("low", 1)]
 
 
+def test_a_rate_that_diverges_is_not_chosen():
+    def train(choice, seed):
+        if choice == "diverges":
+            raise FloatingPointError
+        return {"scores": {"a": 1}}
+
+    assert tuned(train, ["diverges", "low"], [1])[0] == "low"
+    with pytest.raises(FloatingPointError):
+        tuned(train, ["diverges", "diverges"], [1])
+
+
 def score(row, column, seed, value):
     rest = {field.name: {"float": 1.0, "int": 1}.get(field.type, "x") for field in fields(Score)}
     return Score(**{**rest, "row": row, "column": column, "seed": seed, "score": value})
@@ -246,30 +294,33 @@ def scores_of(row, values):
 
 
 @pytest.mark.parametrize(
-    ("differences", "words", "mean", "error"),
+    ("differences", "words", "mean", "error", "p"),
     [
-        ([1.0, 3.0], "within noise", 2.0, 1.0),  # exactly two standard errors are not more than two
-        ([1.1, 3.0], "holds here", 2.05, 0.95),
-        ([-1.1, -3.0], "does not hold here", -2.05, 0.95),
-        ([1.0, -1.0, 0.5], "within noise", 0.1667, 0.6009),
-        ([0.0, 0.0], "within noise", 0.0, 0.0),
-        ([5.0], "not enough measured", 5.0, None),
-        ([], "not enough measured", None, None),
+        ([1.0, 2.0, 6.0], "within noise", 3.0, 1.5275, 0.1885),
+        ([1.0, 1.4, 1.1], "holds here", 1.1667, 0.1202, 0.0104),
+        ([-1.0, -1.4, -1.1], "does not hold here", -1.1667, 0.1202, 0.0104),
+        ([1.0, 2.0, 1.2], "holds here", 1.4, 0.3055, 0.0445),
+        ([1.0, 2.2, 1.2], "within noise", 1.4667, 0.3712, 0.0585),
+        ([0.0, 0.0], "within noise", 0.0, 0.0, 1.0),
+        ([2.0, 2.0], "holds here", 2.0, 0.0, 0.0),
+        ([5.0], "not enough measured", 5.0, None, None),
+        ([], "not enough measured", None, None, None),
     ],
 )
-def test_verdicts(differences, words, mean, error):
+def test_verdicts(differences, words, mean, error, p):
     found = verdict(differences)
     assert found.words == words
-    assert found.mean == (None if mean is None else pytest.approx(mean, abs=1e-4))
-    assert found.error == (None if error is None else pytest.approx(error, abs=1e-4))
+    for got, want in ((found.mean, mean), (found.error, error), (found.p, p)):
+        assert got == (None if want is None else pytest.approx(want, abs=2e-4))
 
 
-def test_a_claim_compares_models_of_one_column_and_seed():
-    good = scores_of("good", {("a", 1): 70, ("b", 1): 50, ("a", 2): 72, ("b", 2): 0, ("c", 1): 99})
-    bad = scores_of("bad", {("a", 1): 69, ("b", 1): 47, ("a", 2): 71, ("a", 3): 10})
-    assert sorted(beats("good", "bad", "").differences([*good, *bad])) == [1, 1, 3]
+def test_a_claim_compares_students_of_one_seed_on_an_average_of_columns():
+    good = scores_of("good", {("a", 1): 70, ("b", 1): 50, ("a", 2): 72, ("b", 2): 9, ("a", 3): 11, ("c", 1): 99})
+    bad = scores_of("bad", {("a", 1): 69, ("b", 1): 47, ("a", 2): 71, ("b", 2): 6.8, ("a", 3): 10})
+    assert beats("good", "bad", "").differences([*good, *bad]) == pytest.approx([2, 1.6])  # seed 3 lacks a column
     table = verdicts([beats("good", "bad", "good is better")], [*bad, *good]).splitlines()
-    assert [cell.strip() for cell in table[2].split("|")[1:-1]] == ["good is better", "holds here", "1.67", "0.67", "3"]
+    cells = ["good is better", "within noise", "1.80", "0.20", "0.07", "2"]
+    assert [cell.strip() for cell in table[2].split("|")[1:-1]] == cells
 
 
 def test_little_data_is_the_smallest_part_against_the_largest():
@@ -277,7 +328,7 @@ def test_little_data_is_the_smallest_part_against_the_largest():
     kd = scores_of("KD", {(c, s): 50 for c in ("rte:1%", "rte:10%", "rte:100%", "sst2:1%") for s in (1, 2)})
     gained = {"rte:1%": 6, "rte:10%": 100, "rte:100%": 2, "sst2:1%": 30}
     mix = [score("SM+TMKD", s.column, s.seed, s.score + gained[s.column] + s.seed * (s.column == "rte:1%")) for s in kd]
-    assert sorted(claim.differences([*mix, *kd])) == [5, 6]
+    assert claim.differences([*mix, *kd]) == [5, 6]
 
 
 def test_scores_survive_their_file(tmp_path):

@@ -5,14 +5,12 @@ from squad_samples import learnable
 from squad_samples import write as write_squad
 from test_experiments import folder  # noqa: F401
 
-from experiments import decoder, makd, reader
+from experiments import decoder, reader
 from experiments.__main__ import main
 from experiments.scores import read
 
 
 def test_a_reader(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setattr(makd, "LAYERS", 1)
-    monkeypatch.setattr(reader, "LAYERS", 1)
     monkeypatch.setattr(reader, "SIZES", {"max_length": 10, "doc_stride": 2, "max_question_length": 2})
     write_squad(tmp_path / "squad" / "train.json", *learnable())
     write_squad(tmp_path / "squad" / "dev.json", *learnable())
@@ -26,7 +24,7 @@ def test_a_reader(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
     ]
     options = ["--epochs", "1", "--jobs", "1", "--seeds", "1", "--learning-rates", "1e-3", "--held-out", "1"]
     rows = ["low-rank fine-tuned", "TinyBERT", "MaKD"]
-    command = ["makd-squad", *places, *options, "--ratio", "0.7", "--rows", ",".join(rows)]
+    command = ["makd-squad", *places, *options, "--ratio", "0.7", "--layers", "1", "--rows", ",".join(rows)]
     assert main(command) == 0
     scores = read(tmp_path / "runs" / "70" / "scores.csv")
     assert [(s.row, s.column) for s in scores] == [
@@ -63,7 +61,18 @@ def test_a_decoder(tmp_path, monkeypatch, capsys):
         "--output",
         str(tmp_path / "runs"),
     ]
-    options = ["--epochs", "1", "--jobs", "1", "--seeds", "1,2", "--learning-rates", "1e-3", "--ratio", "0.7"]
+    options = [
+        "--epochs",
+        "1",
+        "--jobs",
+        "1",
+        "--seeds",
+        "1,2",
+        "--learning-rates",
+        "1e-3",
+        "--ratio",
+        "0.7",
+    ]
     assert main(["makd-decoder", *places, *options, "--new-tokens", "8", "--samples", "1"]) == 0
     scores = read(tmp_path / "runs" / "70" / "scores.csv")
     names = ["teacher", "low-rank fine-tuned", "KD", "SeqKD", "MaKD"]

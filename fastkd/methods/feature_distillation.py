@@ -36,7 +36,8 @@ class FeatureDistillation(PartsTrainer):
         **kwargs: of the trainer without distillation.
 
     Raises:
-        ValueError: a teacher is missing, or a model cannot be tapped (see ``Taps``).
+        ValueError: a teacher is missing, a model cannot be tapped (see ``Taps``), or the objective has a module to be
+            trained.
     """
 
     objective: Objective
@@ -44,6 +45,11 @@ class FeatureDistillation(PartsTrainer):
     def tap(self, model: nn.Module) -> Taps:
         """For the features that the objective needs."""
         needs = self.objective
+        if modules := [name for name, value in vars(needs).items() if isinstance(value, nn.Module)]:
+            raise ValueError(
+                f"the objective has {modules[0]}, a module that a trainer does not train: give models of equal widths, "
+                "or train both in a loop of your own (docs/baselines.md)"
+            )
         return Taps(model, attention=needs.needs_attention, hidden=needs.needs_hidden, maps=needs.needs_maps)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:

@@ -21,10 +21,7 @@ def finished_or(
     wanted = json.loads(json.dumps(configuration))
     if marker.exists():
         stored = json.loads(marker.read_text())
-        found = stored["configuration"]
-        different = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-        if different:
-            settings = ", ".join(f"{key} {found.get(key)!r} there, {wanted.get(key)!r} here" for key in different)
+        if settings := different(stored["configuration"], wanted):
             raise ValueError(
                 f"{folder} holds a finished run with other settings ({settings}): "
                 "choose another output folder, or delete this one"
@@ -33,6 +30,12 @@ def finished_or(
     result = dict(compute())
     write_text(marker, json.dumps({"configuration": wanted, "result": result}, indent=2))
     return result
+
+
+def different(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """In words, the settings that are not the same; empty if all are."""
+    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    return ", ".join(f"{name} {found.get(name)!r} there, {wanted.get(name)!r} here" for name in names)
 
 
 def write_text(path: Path, text: str) -> None:

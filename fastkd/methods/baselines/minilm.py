@@ -46,10 +46,12 @@ class MiniLM(Objective):
     def terms(self, student: Features, teacher: Features, batch: Batch) -> Terms:
         mine, theirs = attentions(student)[-1], attentions(teacher)[-1]
         _check_heads(mine, theirs)
-        options = _options(mine, theirs, batch.mask, batch.tokens, heads=mine.query.shape[1])
+        of_maps, of_values = (
+            _options(mine, theirs, batch.mask, batch.tokens, heads=heads.shape[1]) for heads in (mine.query, mine.value)
+        )
         return {
-            "attention": (1.0, lambda: _maps(mine, theirs, options)),
-            "value": (1.0, lambda: _relations(mine.value, theirs.value, options)),
+            "attention": (1.0, lambda: _maps(mine, theirs, of_maps)),
+            "value": (1.0, lambda: _relations(mine.value, theirs.value, of_values)),
             "label": (self.label_weight, lambda: label_loss(answer(student), batch.labels)),
         }
 
