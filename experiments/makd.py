@@ -59,7 +59,13 @@ CLAIMS: tuple[Claim, ...] = tuple(
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_encoder_options(parser)
     add_size_options(parser)
-    parser.add_argument("--tasks", type=several(str), default=[*TASKS], help=f"the columns (default {','.join(TASKS)})")
+    usual = ",".join(TASKS)
+    parser.add_argument(
+        "--tasks",
+        type=several(str),
+        default=[*TASKS],
+        help=f"the columns (default {usual}, of all of which the teacher of a part learns)",
+    )
     add_least_steps(parser, 300, "students")
 
 
