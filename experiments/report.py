@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments import scores as csv_file
 from experiments.claims import Claim, verdicts
 from experiments.kept import kept_table
 from experiments.scores import MAJORITY, Score
-from fastkd.training.report import AVERAGE, ModelResult, aligned, draw
+from fastkd.training.report import ModelResult, aligned, columns_of, draw
 from fastkd.training.runs import write_text
 
 FILES = {
@@ -36,11 +37,12 @@ def write_report(
     parts: Mapping[str, Collection[str]],
 ) -> str:
     """Writes the files of ``FILES`` and gives the table. The picture has the rows with all columns."""
+    csv_file.write(folder / "scores.csv", scores)
+    scores = least_latency(scores)
     names = dict.fromkeys([*rows, *(score.row for score in scores)])
     results = [(row, [score for score in scores if score.row == row]) for row in names]
     results = [(row, lines) for row, lines in results if lines]
     table = markdown_table(results, columns)
-    csv_file.write(folder / "scores.csv", scores)
     write_text(folder / "table.md", f"{table}\n")
     write_text(folder / "verdicts.md", f"{verdicts(claims, scores)}\n\n{HOW_TO_READ}\n")
     if parts:
@@ -52,14 +54,22 @@ def write_report(
     return table
 
 
+def least_latency(scores: Sequence[Score]) -> list[Score]:
+    """The scores with the least latency of any model of the same size: what else the machine did can only add to it."""
+    least: dict[tuple[int, int], float] = {}
+    for line in scores:
+        size = line.parameters, line.inner_parameters
+        least[size] = min(line.latency_ms, least.get(size, line.latency_ms))
+    return [replace(line, latency_ms=least[line.parameters, line.inner_parameters]) for line in scores]
+
+
 def model_result(row: str, lines: Sequence[Score], columns: Sequence[str]) -> ModelResult:
     """The row as the package's own pictures show it, of the seeds that have every column."""
     by_seed: dict[int, dict[str, float]] = {}
     for line in lines:
         by_seed.setdefault(line.seed, {})[line.column] = line.score
     full = [scores for scores in by_seed.values() if len(scores) == len(columns)]
-    latency = statistics.median(line.latency_ms for line in lines) / 1e3
-    return ModelResult(row, full, lines[0].parameters, lines[0].inner_parameters, latency)
+    return ModelResult(row, full, lines[0].parameters, lines[0].inner_parameters, 1e-3 * lines[0].latency_ms)
 
 
 def markdown_table(results: Sequence[tuple[str, Sequence[Score]]], columns: Sequence[str]) -> str:
@@ -69,8 +79,9 @@ def markdown_table(results: Sequence[tuple[str, Sequence[Score]]], columns: Sequ
         model = model_result(row, lines, columns)
         cells = [mean_and_spread([line.score for line in lines if line.column == column]) for column in columns]
         average = [statistics.fmean(scores.values()) for scores in model.scores]
-        body.append([row, *cells, mean_and_spread(average), *_cost(model, lines)])
-    return aligned(["", *columns, AVERAGE, "parameters (inner)", "latency", "training"], body)
+        averages = [mean_and_spread(average)] if len(columns) > 1 else []
+        body.append([row, *cells, *averages, *_cost(model, lines)])
+    return aligned(["", *columns_of(columns), "parameters (inner)", "latency", "training"], body)
 
 
 def _cost(model: ModelResult, lines: Sequence[Score]) -> list[str]:

@@ -99,3 +99,15 @@ def test_scores_survive_their_file(tmp_path):
     assert read(tmp_path / "scores.csv") == lines
     with open(tmp_path / "scores.csv", newline="") as file:
         assert next(csv.reader(file)) == [field.name for field in fields(Score)]
+
+
+def test_a_table_shows_the_least_latency_of_models_of_one_size_and_no_average_of_one_column(tmp_path):
+    own = table.Table("t", "T", tmp_path, ("KD", "SM"), ("a", "b"), (), {})
+    taken = {"KD": (100, 5.0), "SM": (100, 3.0), "other": (101, 4.0)}
+    for row, (parameters, latency) in taken.items():
+        line = replace(score(row, "a", 1, 50.0), parameters=parameters, inner_parameters=1, latency_ms=latency)
+        write(own.group_folder(row) / "scores.csv", [line])
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in own.report().splitlines()]
+    assert cells[0] == ["", "a", "parameters (inner)", "latency", "training"]
+    assert [line[3] for line in cells[2:]] == ["3.00 ms", "3.00 ms", "4.00 ms"]
+    assert [line.latency_ms for line in read(tmp_path / "scores.csv")] == [5, 3, 4]

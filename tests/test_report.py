@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig
-from fastkd.training.report import _COLOURS, ModelResult, count_parameters, measure_latency, write_report
+from fastkd.training import report
+from fastkd.training.report import ModelResult, count_parameters, measure_latency, write_report
 from fastkd.training.runs import MARKER, finished_or
 
 TASKS = ["sst2", "rte"]
@@ -49,19 +50,28 @@ def test_csv_holds_the_numbers_of_the_table(tmp_path):
     assert float(student["latency_ms"]) == pytest.approx(2.5)
 
 
-def test_picture_shows_every_model(tmp_path):
-    write_report(tmp_path, RESULTS, TASKS, "a title")
-    with Image.open(tmp_path / "scores.png") as image:
-        colours = {colour for _, colour in image.convert("RGB").getcolors(maxcolors=1_000_000)}
-    assert {(0x00, 0x72, 0xB2), (0x99, 0x99, 0x99)} <= colours
+@pytest.mark.parametrize(("tasks", "panels"), [(TASKS, [*TASKS, "average"]), (TASKS[:1], TASKS[:1])])
+@pytest.mark.parametrize("models", [2, 11])
+def test_picture_shows_every_model_in_every_panel(tasks, panels, models):
+    results = [RESULTS[0], *(replace(RESULTS[1], name=f"student {index}") for index in range(1, models))]
+    figure = report.figure_of(results, tasks, "a title")
+    names = [label.get_text().partition("\n")[0] for label in figure.axes[0].get_yticklabels()]
+    assert names == [result.name for result in results]
+    shown = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title(loc="left") for axes in shown] == panels
+    means = {"sst2": ["90.0", "82.0"], "rte": ["70.0", "60.0"], "average": ["80.0", "71.0"]}
+    for axes, panel in zip(shown, panels, strict=True):
+        teacher, student = means[panel]
+        assert [text.get_text() for text in axes.texts] == [teacher, *[student] * (models - 1)]
+        assert [bar.lines[0].get_xdata()[0] for bar in axes.containers][:2] == [float(teacher), float(student)]
 
 
-def test_picture_shows_many_models(tmp_path):
-    models = [replace(RESULTS[0], name=f"model {index}") for index in range(9)]
-    write_report(tmp_path, models, TASKS, "a title")
+def test_picture_is_not_cut(tmp_path):
+    report.draw(tmp_path / "scores.png", RESULTS, TASKS[:1], "a title of some length, as one panel has them")
     with Image.open(tmp_path / "scores.png") as image:
-        colours = {"#{:02X}{:02X}{:02X}".format(*pixel) for _, pixel in image.convert("RGB").getcolors(1_000_000)}
-    assert colours >= set(_COLOURS)
+        pixels = image.convert("L")
+    edges = [(0, 0, 1, pixels.height), (pixels.width - 1, 0, pixels.width, pixels.height)]
+    assert all(pixels.crop(edge).getextrema() == (255, 255) for edge in edges)
 
 
 class Sleeper(torch.nn.Module):

@@ -7,9 +7,8 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,10 @@ from transformers import PreTrainedModel
 
 from fastkd.training.runs import write_text
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 AVERAGE = "average"
-# Okabe and Ito: told apart by colour-blind readers
-_COLOURS = ("#0072B2", "#999999", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("s", "o", "D", "^", "v", "P", "X", "*")
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,11 @@ class ModelResult:
         """Mean over seeds of a task's score, or of the average over tasks, and its sample standard deviation."""
         values = [statistics.fmean(s.values()) if column == AVERAGE else s[column] for s in self.scores]
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def columns_of(tasks: Sequence[str]) -> list[str]:
+    """The columns of a table: the tasks and, of several, their average."""
+    return [*tasks, AVERAGE] if len(tasks) > 1 else [*tasks]
 
 
 def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
@@ -85,10 +89,11 @@ def write_report(folder: Path, results: Sequence[ModelResult], tasks: Sequence[s
 
 
 def markdown_table(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
-    header = ["", *tasks, AVERAGE, "parameters (inner)", "latency", "speed-up"]
+    columns = columns_of(tasks)
+    header = ["", *columns, "parameters (inner)", "latency", "speed-up"]
     body = []
     for result in results:
-        scores = [_mean_and_spread_text(result, column) for column in (*tasks, AVERAGE)]
+        scores = [_mean_and_spread_text(result, column) for column in columns]
         speed_up = f"{results[0].latency / result.latency:.1f}x"
         size = f"{result.parameters / 1e6:.1f} M ({result.inner_parameters / 1e6:.1f} M)"
         body.append([result.name, *scores, size, f"{1e3 * result.latency:.2f} ms", speed_up])
@@ -129,46 +134,52 @@ def csv_table(results: Sequence[ModelResult], tasks: Sequence[str]) -> str:
 
 
 def draw(path: Path, results: Sequence[ModelResult], tasks: Sequence[str], title: str) -> None:
-    """A line of points per task and for the average, a bar for the spread over seeds, the numbers beside it."""
-    from matplotlib.figure import Figure
-
-    columns = [*tasks, AVERAGE]
-    height = 1.3 + 0.2 * len(results) + 0.55 * len(columns)
-    figure = Figure(figsize=(9.0, height), layout="constrained")
-    axes, numbers = figure.subplots(1, 2, sharey=True, width_ratios=(5, 0.9 * len(results)))
-    heights = [float(len(columns) - i) for i in range(len(columns))]
-    for index, (result, colour, marker) in enumerate(zip(results, cycle(_COLOURS), cycle(_MARKERS), strict=False)):
-        points = [result.mean_and_spread(column) for column in columns]
-        means, spreads = [mean for mean, _ in points], [spread or 0.0 for _, spread in points]
-        apart = min(0.2, 0.8 / len(results))  # so that none hides another
-        raised = [height + apart * ((len(results) - 1) / 2 - index) for height in heights]
-        label = f"{result.name}: {result.parameters / 1e6:.1f} M parameters, {1e3 * result.latency:.1f} ms a row"
-        style: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 8, "capsize": 3}
-        axes.errorbar(means, raised, xerr=spreads, label=label, **style)
-        heading = result.name.partition(",")[0].replace("student ", "").replace(" ", "\n")
-        texts = {len(columns) + 0.8: heading, **{h: f"{mean:.1f}" for h, mean in zip(heights, means, strict=True)}}
-        for height, text in texts.items():
-            numbers.text(index, height, text, color=colour, ha="center", va="center")
-    numbers.set_xlim(-0.5, len(results) - 0.5)
-    numbers.set_axis_off()
-    seeds = max(len(result.scores) for result in results)
-    spread = f"bars: ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed: the spread is not known"
-    axes.set_xlabel(f"score on the validation set, of 100; {spread}")
-    axes.set_title(title, loc="left", pad=24)
-    axes.set_yticks(heights, columns)
-    axes.set_ylim(0.5, len(columns) + 0.5)
-    axes.axhline(1.5, color="#BBBBBB", linewidth=0.8, linestyle=":")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(color="#EEEEEE")
-    axes.set_axisbelow(True)
-    figure.legend(loc="outside lower left", frameon=False, fontsize="small")
+    """Writes the picture of :func:`figure_of`."""
     temporary = path.with_name(f"{path.stem}.tmp{os.getpid()}.png")
     try:
-        figure.savefig(temporary, dpi=150)
+        figure_of(results, tasks, title).savefig(temporary, dpi=150)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def figure_of(results: Sequence[ModelResult], tasks: Sequence[str], title: str) -> "Figure":
+    """A panel per task and for their average, in it a point per model with a bar for the spread over seeds."""
+    from matplotlib.figure import Figure
+
+    columns = columns_of(tasks)
+    across = min(3, len(columns))
+    down = -(-len(columns) // across)
+    size = (3.0 + 2.2 * across, 1.1 + down * (0.5 + 0.42 * len(results)))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
+    for panel, column in zip(panels, columns, strict=False):
+        _draw_column(panel, results, column)
+    for panel in panels[len(columns) :]:
+        panel.set_axis_off()
+    names = [f"{r.name}\n{r.parameters / 1e6:.1f} M, {1e3 * r.latency:.1f} ms" for r in results]
+    for panel in panels[::across]:
+        panel.set_yticks(range(len(results)), names, fontsize="small")
+    panels[0].set_ylim(len(results) - 0.4, -0.6)
+    seeds = max(len(result.scores) for result in results)
+    spread = f"bars: ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed: the spread is not known"
+    figure.suptitle(title, x=0.01, ha="left")
+    figure.supxlabel(f"score on the validation set, of 100; {spread}", fontsize="small")
+    return figure
+
+
+def _draw_column(panel: Any, results: Sequence[ModelResult], column: str) -> None:
+    for line, result in enumerate(results):
+        mean, spread = result.mean_and_spread(column)
+        panel.errorbar(mean, line, xerr=spread, fmt="o", color="#0072B2", markersize=7, capsize=3)
+        panel.annotate(f"{mean:.1f}", (mean, line), (0, 6), textcoords="offset points", ha="center", fontsize="small")
+    panel.set_title(column, loc="left", fontsize="medium", fontweight="bold")
+    panel.margins(x=0.15)
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    panel.tick_params(axis="y", length=0)
+    panel.tick_params(axis="x", labelsize="small")
+    panel.grid(color="#EEEEEE")
+    panel.set_axisbelow(True)
 
 
 def usage(task: str) -> str:
