@@ -25,7 +25,11 @@ COLOURS = {  # Okabe and Ito
     "fastkd float32": "#56B4E9",
     "fastkd bfloat16": "#3A93CE",
     "fastkd int8": "#0072B2",
+    "maps": "#CC79A7",
+    "TextBrewer": "#CC79A7",
 }
+NOT_DRAWN = {"limit", "BERT-base torch", "BERT-base ORT int8"}
+"""The limit is a line; beside BERT-base's bars the others could not be told apart."""
 
 
 def draw(path: Path) -> Path:
@@ -58,6 +62,10 @@ def draw(path: Path) -> Path:
 
 
 def draw_panel(panel, title: str, found: dict[str, results.Row]) -> None:
+    if unknown := found.keys() - COLOURS.keys() - NOT_DRAWN:
+        raise ValueError(
+            f"{title} has {', '.join(sorted(unknown))}; benchmarks/plot.py needs a colour for it in COLOURS"
+        )
     names = [name for name in COLOURS if name in found][::-1]
     low, median, high = ([float(found[n][key]) for n in names] for key in ("p20_ms", "median_ms", "p80_ms"))
     unit, scale = results.unit(max(median))

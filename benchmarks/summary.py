@@ -12,7 +12,7 @@ from benchmarks.results import Row
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "figures.md")
-BLOCK = re.compile(r"(<!-- (older )?benchmarks: .*?-->\n).*?(<!-- end of benchmarks -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (older |all )?benchmarks: .*?-->\n).*?(<!-- end of benchmarks -->)", re.DOTALL)
 STEPS = re.compile(r"(<!-- steps: .*?-->\n).*?(<!-- end of steps -->)", re.DOTALL)
 ANSWERS = re.compile(r"(<!-- answers of (\w+): .*?-->\n).*?(<!-- end of answers -->)", re.DOTALL)
 HEADER = (
@@ -59,11 +59,12 @@ def _kind(found: Kinds, rows: list[Row]) -> Results | None:
     return found.steps if first["options"].startswith("method=") else None
 
 
-def table(ops: dict[str, list[Row]]) -> str:
-    """A line for each problem of each op, forward and backward."""
+def table(ops: dict[str, list[Row]], brief: bool = False) -> str:
+    """A line for each problem of each op, forward and backward; in ``brief`` of each op's first shape."""
     lines = [HEADER, ("---",) * 3 + ("---:",) * (len(HEADER) - 3)]
     for op, rows in ops.items():
-        lines += [_line(op, problem) for problem in results.problems(rows) if problem.direction == FORWARD_BACKWARD]
+        problems = [problem for problem in results.problems(rows) if problem.direction == FORWARD_BACKWARD]
+        lines += [_line(op, problem) for problem in problems if not brief or problem.size == problems[0].size]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -82,13 +83,13 @@ def _line(op: str, problem: results.Problem) -> tuple[str, ...]:
     )
 
 
-def tables(machines: Results) -> str:
+def tables(machines: Results, brief: bool = False) -> str:
     """A table for each machine, below what the measurements have in common."""
     parts = []
     for machine, ops in machines.items():
         versions = sorted({(row["threads"], row["torch"]) for rows in ops.values() for row in rows})
         common = "; ".join(f"{threads} threads, torch {torch}" for threads, torch in versions)
-        parts.append(f"{machine}; {common}:\n\n{table(ops)}\n")
+        parts.append(f"{machine}; {common}:\n\n{table(ops, brief)}\n")
     return "\n" + "\n".join(parts) + "\n"
 
 
@@ -141,9 +142,13 @@ def _step_line(problem: results.Problem) -> tuple[str, ...]:
     )
 
 
+def _tables_of_kind(machines: Results, kind: str | None) -> str:
+    return tables(by_age(machines, older=kind == "older "), brief=kind is None)
+
+
 def rewritten(text: str, found: Kinds) -> str:
     """A page's text with the tables that the results give."""
-    text = BLOCK.sub(lambda block: block[1] + tables(by_age(found.ops, bool(block[2]))) + block[3], text)
+    text = BLOCK.sub(lambda block: block[1] + _tables_of_kind(found.ops, block[2]) + block[3], text)
     text = STEPS.sub(lambda block: block[1] + step_tables(found.steps) + block[2], text)
     return ANSWERS.sub(lambda block: block[1] + answer_tables(found.answers, block[2]) + block[3], text)
 
