@@ -76,6 +76,8 @@ def _draw(quantity: Quantity, machine: str, ops: dict[str, list[Row]], folder: P
 
 
 def _draw_panel(panel: Any, op: str, quantity: Quantity, problems: list[Problem]) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
     largest_first = sorted(problems, key=lambda problem: float(problem.found["eager"]["median_ms"]), reverse=True)
     sizes = list(dict.fromkeys(problem.size for problem in largest_first))[::-1]
     for name, colour in COLOURS.items():
@@ -92,7 +94,9 @@ def _draw_panel(panel: Any, op: str, quantity: Quantity, problems: list[Problem]
         panel.axhline(quantity.reference, color="black", linewidth=0.8, linestyle=":")
     if quantity.logarithmic:
         panel.set_yscale("log", subs=())
-        panel.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+        low, high = panel.get_ylim()
+        panel.yaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_locator(MaxNLocator(4) if high < 5 * low else LogLocator(subs=(1, 2, 5)))
     else:
         panel.set_ylim(bottom=0)
     panel.yaxis.set_major_formatter("{x:g}")
