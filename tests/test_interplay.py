@@ -91,6 +91,15 @@ def test_a_normalizer_below_1_divides_loss_and_gradients(backend, name, dtype):
     check(name.split()[0], backend, loss, *tensors, wanted=(0, 1), normalizer=0.25)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", [name for name in samples.LOSSES if "by row" not in name])
+def test_a_normalizer_of_0_gives_0(name, dtype):
+    student, batch = samples.Student(name).to(dtype), samples.batch(8)
+    batch = batch._replace(x=batch.x.to(dtype), teacher=batch.teacher.to(dtype))
+    results = gradients(student(batch, normalizer=torch.tensor(0.0)), student)
+    assert not any(result.any() for result in results)
+
+
 @every_op
 def test_compiles_into_one_graph_once_for_all_batch_sizes(device, name):
     student = samples.Student(name, device)

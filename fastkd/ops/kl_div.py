@@ -106,9 +106,9 @@ def reduce(rows: Tensor, reduction: int, denominator: Tensor | None) -> Tensor:
 
 
 def divided(total: Tensor, count: Tensor | int) -> Tensor:
-    """``total / count``, 0 where that is 0."""
+    """``total / count``, 0 where that is 0, and so is the gradient: the NaN of 0 / 0 must not be multiplied into it."""
     if isinstance(count, Tensor):
-        return torch.where(count == 0, 0.0, total / count)
+        return torch.where(count == 0, 0.0, total) / torch.where(count == 0, 1.0, count)
     return total / max(count, 1)
 
 
