@@ -68,7 +68,7 @@ def kl_div(
         reduction: ``"mean"`` divides the sum of the valid rows by their number, ``"sum"`` does not divide,
             ``"none"`` returns the loss of every row (...), 0 where not valid.
         normalizer: a positive number or 0-d tensor that replaces the number of valid rows in ``"mean"``: the global
-            count under gradient accumulation or data parallelism.
+            count under gradient accumulation or data parallelism. A tensor may hold 0, where nothing counts.
         scale_by_temperature: multiply the divergence by T², which keeps its gradient's size independent of T.
         cross_entropy_weight: weight of the hard-label term; needs ``labels``.
         return_stats: also return :class:`KLDivStats`.
