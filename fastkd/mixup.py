@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastkd.losses import embedding_mixup, mixup, mixup_cross_entropy
+from fastkd.losses import _checks, embedding_mixup, mixup, mixup_cross_entropy
 from fastkd.losses._checks import Reduction
 
 
@@ -37,8 +37,7 @@ class MixupSampler:
     """
 
     def __init__(self, alpha: float = 0.4, *, per_example: bool = True, seed: int | Sequence[int] = 0) -> None:
-        if not 0.0 < alpha < float("inf"):
-            raise ValueError(f"alpha must be positive and finite, got {alpha}")
+        _checks.positive("alpha", alpha)
         self.alpha = alpha
         self.per_example = per_example
         self._generator = np.random.Generator(np.random.PCG64(seed))
@@ -114,13 +113,13 @@ def mix_batch(
     else:
         assert ids is not None
         mixed = embedding_mixup(ids, table, *mix, padding_idx=padding_idx)
-    for name, tensor in (("mask", mask), ("labels", labels), ("targets", targets)):
-        if tensor is not None and (tensor.dim() == 0 or len(tensor) != len(mixed)):
+    for name, tensor in _checks.given(mask=mask, labels=labels, targets=targets).items():
+        _checks.tensor(name, tensor)
+        if tensor.dim() == 0 or len(tensor) != len(mixed):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but the batch has {len(mixed)} examples")
     if labels is not None and labels.dtype != torch.int64:
         raise TypeError(f"labels must be int64, got {labels.dtype}: the scores of a regression belong into targets")
-    if targets is not None and targets.requires_grad and torch.is_grad_enabled():
-        raise ValueError("targets require grad, but no gradient flows to them: pass targets.detach()")
+    _checks.frozen("targets", targets)
     return MixedBatch(
         mix,
         mixed,

@@ -5,6 +5,8 @@ import re
 import pytest
 from subprocesses import ROOT
 
+from fastkd import ops
+
 LEAST = {
     "README.md": 0.5,
     "docs/attention_kl_div.md": 0.7,
@@ -38,6 +40,12 @@ def test_the_loops_of_a_page_learn(page, monkeypatch):
 def test_every_loop_is_run():
     pages = {str(page.relative_to(ROOT)) for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
     assert {page for page in pages if "losses.append" in (ROOT / page).read_text(encoding="utf-8")} == set(LEAST)
+
+
+def test_every_op_says_what_its_normalizer_counts():
+    page = (ROOT / "docs" / "training_loops.md").read_text(encoding="utf-8")
+    counted = re.search(r"\| op \| counts \|\n((?:\|.*\n)+)", page)
+    assert set(re.findall(r"`(\w+)`", counted[1])) == set(ops.__all__) - {"bilstm"}
 
 
 def test_the_kept_tables_are_shown_as_they_are():

@@ -6,7 +6,7 @@ from itertools import product
 import interplay_samples as samples
 import pytest
 import torch
-from backends import HAS_GPU, answering, device_of, fused
+from backends import HAS_GPU, answering, check, device_of, fused
 from subprocesses import python
 from torch.utils.checkpoint import checkpoint
 
@@ -16,19 +16,24 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 SLOW = () if HAS_GPU else ("attention_kl_div", "attention_kl_div by row")
 """What Triton's interpreter has no time for."""
 every_op = pytest.mark.parametrize(
-    ("device", "name"),
+    ("backend", "name"),
     [*product(["cpu"], samples.LOSSES), *product(["triton"], (name for name in samples.LOSSES if name not in SLOW))],
-    indirect=["device"],
+    indirect=["backend"],
 )
 
 
 @pytest.fixture
-def device(request):
-    """Where ``request.param`` is, the backend that answers all ops."""
+def backend(request):
+    """The backend that answers all ops."""
     with ExitStack() as stack:
         for op in {name.split()[0] for name in samples.LOSSES}:
             stack.enter_context(answering(op, request.param))
-        yield device_of(request.param)
+        yield request.param
+
+
+@pytest.fixture
+def device(backend):
+    return device_of(backend)
 
 
 def gradients(loss, student):
@@ -72,6 +77,27 @@ def test_accumulated_micro_batches_are_the_whole_batch(device, name):
     torch.testing.assert_close(total, loss)
     for parameter, want in zip(student.parameters(), grads, strict=True):
         torch.testing.assert_close(parameter.grad, want)
+
+
+@every_op
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_normalizer_below_1_divides_loss_and_gradients(backend, name, dtype):
+    def loss(hidden, weight, *batch, **options):
+        return samples.LOSSES[name](hidden, weight, samples.Batch(*batch), **options)
+
+    student, batch = samples.Student(name), samples.batch(8)
+    tensors = (batch.x, student.weight, batch.x, batch.ids, batch.teacher, batch.mask, batch.lam)
+    tensors = [x.to(dtype) if x.is_floating_point() else x for x in tensors]
+    check(name.split()[0], backend, loss, *tensors, wanted=(0, 1), normalizer=0.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", [name for name in samples.LOSSES if "by row" not in name])
+def test_a_normalizer_of_0_gives_0(name, dtype):
+    student, batch = samples.Student(name).to(dtype), samples.batch(8)
+    batch = batch._replace(x=batch.x.to(dtype), teacher=batch.teacher.to(dtype))
+    results = gradients(student(batch, normalizer=torch.tensor(0.0)), student)
+    assert not any(result.any() for result in results)
 
 
 @every_op

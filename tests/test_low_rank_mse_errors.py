@@ -19,6 +19,7 @@ def arguments(**changes):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        ({"x": None}, TypeError, "x must be a tensor, got NoneType"),
         ({"x": [1.0]}, TypeError, "x must be a tensor, got list"),
         ({"x": torch.ones(2, 3, 6).long()}, TypeError, "x must be float32, .* got torch.int64"),
         ({"x": torch.tensor(1.0)}, ValueError, r"x must be \(..., d_in\)"),
@@ -36,7 +37,7 @@ def arguments(**changes):
         ({"weights": torch.ones(6)}, ValueError, r"weights has shape \(6,\)"),
         ({"weights": torch.ones(2, 3, requires_grad=True)}, ValueError, "weights requires grad"),
         ({"reduction": "batchmean"}, ValueError, "reduction must be one of none, sum, mean, got 'batchmean'"),
-        ({"normalizer": 0}, ValueError, "normalizer must be positive, got 0"),
+        ({"normalizer": 0}, ValueError, "normalizer must be positive and finite, got 0"),
         ({"normalizer": 2.0, "reduction": "sum"}, ValueError, "normalizer replaces the count"),
     ],
 )

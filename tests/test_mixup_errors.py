@@ -20,6 +20,7 @@ BAD_PAIRS = {
     r"every index in \[0, 4\) once, but 4 is outside or there twice": {"permutation": torch.tensor([1, 2, 4, 0])},
     r"every index in \[0, 4\) once, but -1 is outside or there twice": {"permutation": torch.tensor([1, 2, -1, 0])},
     r"every index in \[0, 4\) once, but 1 is outside or there twice": {"permutation": torch.tensor([1, 2, 1, 0])},
+    "lam must be a number or a tensor, got str": {"lam": "a"},
     r"lam must lie in \[0, 1\], got 1.5": {"lam": 1.5},
     r"lam must lie in \[0, 1\], got nan": {"lam": float("nan")},
     "lam must be floating, got torch.int64": {"lam": torch.ones(4, dtype=torch.int64)},
@@ -42,12 +43,16 @@ BAD_CALLS = {
     "table must be float32, .* got torch.int64": (embedding_mixup, {"table": TABLE.long()}),
     r"table must be \(V, D\), got shape \(3,\)": (embedding_mixup, {"table": TABLE[0]}),
     "table is on meta, but ids is on cpu": (embedding_mixup, {"table": TABLE.to("meta")}),
-    r"padding_idx must lie in \[-5, 5\), got 5": (embedding_mixup, {"padding_idx": 5}),
-    r"padding_idx must lie in \[-5, 5\), got -6": (embedding_mixup, {"padding_idx": -6}),
+    r"padding_idx must be an int in \[-5, 5\), got '0'": (embedding_mixup, {"padding_idx": "0"}),
+    r"padding_idx must be an int in \[-5, 5\), got 5": (embedding_mixup, {"padding_idx": 5}),
+    r"padding_idx must be an int in \[-5, 5\), got -6": (embedding_mixup, {"padding_idx": -6}),
     "labels is on meta, but logits is on cpu": (mixup_cross_entropy, {"labels": LABELS.to("meta")}),
     "labels must be a tensor, got list": (mixup_cross_entropy, {"labels": [0, 5, 1, 2]}),
     "labels must be int64, got torch.float32": (mixup_cross_entropy, {"labels": LABELS.float()}),
-    r"labels has shape \(3,\), the rows of the logits are \(4,\)": (mixup_cross_entropy, {"labels": LABELS[:3]}),
+    r"labels has shape \(3,\); it holds one value per row of logits, \(4,\)": (
+        mixup_cross_entropy,
+        {"labels": LABELS[:3]},
+    ),
     r"labels holds 6, outside \[0, 6\)": (mixup_cross_entropy, {"labels": LABELS + (LABELS == 5)}),
     "reduction must be one of none, sum, mean, got 'max'": (mixup_cross_entropy, {"reduction": "max"}),
 }
@@ -60,7 +65,8 @@ BAD_BATCHES = {
     "mask must be bool or integer, .* got torch.float32": {"embeddings": X, "mask": torch.ones(4)},
     r"labels has shape \(5,\), but the batch has 4 examples": {"embeddings": X, "labels": torch.zeros(5).long()},
     "labels must be int64, .* the scores of a regression belong into targets": {"embeddings": X, "labels": LAM},
-    "targets require grad": {"embeddings": X, "targets": X.clone().requires_grad_()},
+    "targets must be a tensor, got list": {"embeddings": X, "targets": [1.0] * 4},
+    "targets requires grad": {"embeddings": X, "targets": X.clone().requires_grad_()},
 }
 
 GOOD = {
@@ -94,6 +100,8 @@ def test_bad_draws_are_named():
     for alpha in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="alpha must be positive and finite, got"):
             MixupSampler(alpha)
+    with pytest.raises(TypeError, match="alpha must be a number, got str"):
+        MixupSampler("0.4")
     with pytest.raises(ValueError, match="batch_size must not be negative, got -1"):
         MixupSampler()(-1)
     with pytest.raises(ValueError, match="cross_entropy needs labels"):

@@ -11,7 +11,7 @@ MUTANTS = {
     "nothing": (SUMS, "constexpr float kLowest = -1e30f;", "constexpr float kLowest = -1e30f;"),
     "the reference drops T²": ("fastkd/reference/kl_div.py", "temperature.squeeze(-1).square()", "1.0"),
     "the reference swaps the roles": ("fastkd/reference/kl_div.py", "(finite_t - finite_s)", "(finite_s - finite_t)"),
-    "the mask is ignored": ("fastkd/losses/_checks.py", "valid = mask if valid is None else valid & mask", "pass"),
+    "the mask is ignored": ("fastkd/losses/_checks.py", "valid = row_mask(mask, of, logits)", "valid = None"),
     "the normalizer is ignored": ("fastkd/ops/kl_div.py", "if normalizer is not None:", "if False:"),
     "the gradient is not scaled": ("fastkd/ops/kl_div.py", "(grad * grad_loss)", "grad"),
     "the kernel drops T²": (KERNEL, "bool square = task.scale_by_temperature;", "bool square = false;"),

@@ -46,14 +46,15 @@ BAD_CALLS = {
     },
     "teacher_temperature must equal temperature .* got 1.0 and tensor": {"temperature": T},
     "teacher_temperature must be positive and finite, got 0": {"tail": "renormalize", "teacher_temperature": 0},
+    "teacher_temperature must be a number or a tensor, got str": {"tail": "renormalize", "teacher_temperature": "2"},
     r"teacher_temperature has shape \(3,\)": {"tail": "renormalize", "teacher_temperature": T[:3]},
     "temperature must be positive and finite, got nan": {"temperature": float("nan")},
     r"teacher_logsumexp has shape \(3,\); it holds one value per row": {"teacher_logsumexp": T[:3]},
     "teacher_logsumexp requires grad": {"teacher_logsumexp": T.clone().requires_grad_()},
     "reduction must be one of none, sum, mean": {"reduction": "batchmean"},
-    "normalizer must be positive, got 0": {"normalizer": 0},
+    "normalizer must be positive and finite, got 0": {"normalizer": 0},
     "labels must be int64": {"labels": torch.ones(4)},
-    r"mask has shape \(4, 6\), the rows of the logits are \(4,\)": {"mask": torch.ones(4, 6)},
+    r"mask has shape \(4, 6\); it holds one value per row of student_logits, \(4,\)": {"mask": torch.ones(4, 6)},
 }
 
 

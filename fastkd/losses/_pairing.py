@@ -3,22 +3,23 @@
 import torch
 from torch import Tensor
 
-from fastkd.losses._checks import FLOATS, readable
+from fastkd.losses import _checks
+from fastkd.losses._checks import readable
 
 
 def pairing(permutation: Tensor, lam: float | Tensor, name: str, mixed: Tensor) -> Tensor:
     """λ as one float32 (float64 where it is) per example of the tensor called ``name``, everything checked."""
     rows = mixed.shape[0]
-    if not isinstance(permutation, Tensor):
-        raise TypeError(f"permutation must be a tensor, got {type(permutation).__name__}")
+    _checks.tensor("permutation", permutation)
     if permutation.dtype != torch.int64:
         raise TypeError(f"permutation must be int64, got {permutation.dtype}")
     if permutation.shape != (rows,):
         raise ValueError(f"permutation has shape {tuple(permutation.shape)}, the batch of {name} needs ({rows},)")
-    same_device("permutation", permutation, name, mixed)
+    _checks.same_device("permutation", permutation, name, mixed)
     if readable(permutation):
         _is_permutation(permutation)
     if not isinstance(lam, Tensor):
+        _checks.number("lam", lam, "a number or a tensor")
         if not 0.0 <= lam <= 1.0:
             raise ValueError(f"lam must lie in [0, 1], got {lam}")
         return torch.full((rows,), lam, dtype=torch.float64, device=mixed.device)
@@ -27,21 +28,10 @@ def pairing(permutation: Tensor, lam: float | Tensor, name: str, mixed: Tensor) 
     return lam if lam.dim() == 1 else lam.expand(rows)
 
 
-def same_device(name: str, tensor: Tensor, other: str, mixed: Tensor) -> None:
-    if tensor.device != mixed.device:
-        raise ValueError(f"{name} is on {tensor.device}, but {other} is on {mixed.device}")
-
-
 def batch(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    _checks.tensor(name, tensor)
     if tensor.dim() == 0:
         raise ValueError(f"{name} must be (B, ...), got a tensor of no dimension")
-
-
-def floating(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in FLOATS:
-        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
 
 
 def _check_lam(lam: Tensor, rows: int, name: str, mixed: Tensor) -> None:
@@ -51,9 +41,8 @@ def _check_lam(lam: Tensor, rows: int, name: str, mixed: Tensor) -> None:
         raise ValueError(
             f"lam has shape {tuple(lam.shape)}, the batch of {name} needs a number, a 0-d tensor or ({rows},)"
         )
-    same_device("lam", lam, name, mixed)
-    if lam.requires_grad and torch.is_grad_enabled():
-        raise ValueError("lam requires grad, but no gradient flows to it: pass lam.detach()")
+    _checks.same_device("lam", lam, name, mixed)
+    _checks.frozen("lam", lam)
     if readable(lam) and lam.numel():
         low, high = (bound.item() for bound in lam.aminmax())
         if not 0.0 <= low <= high <= 1.0:

@@ -1,7 +1,6 @@
 """KL divergence of the attention maps of student and teacher, from their queries and keys."""
 
 from functools import reduce
-from math import isfinite
 from typing import Literal
 
 import torch
@@ -81,9 +80,11 @@ def attention_kl_div(
         TypeError, ValueError: naming the argument, what it is and what it must be.
     """
     tensors = student_query, student_key, teacher_query, teacher_key
-    _checks.tensors(**dict(zip(NAMES, tensors, strict=True)))
+    biases = _checks.given(student_bias=student_bias, teacher_bias=teacher_bias)
+    lses = _checks.given(student_lse=student_lse, teacher_lse=teacher_lse)
+    _checks.tensors(**dict(zip(NAMES, tensors, strict=True)), **biases, **lses)
     _checks.reduction(reduction, normalizer)
-    for name, tensor in (*zip(NAMES[2:], tensors[2:], strict=True), *_biases(student_bias, teacher_bias)):
+    for name, tensor in (*zip(NAMES[2:], tensors[2:], strict=True), *biases.items()):
         _checks.frozen(name, tensor)
     if layout not in ("bhtd", "bthd"):
         raise ValueError(f"layout must be bhtd or bthd, got {layout!r}")
@@ -175,10 +176,6 @@ class AttentionKLDivLoss(nn.Module):
         return f"causal={self.causal}, window={self.window}, relation_heads={self.relation_heads}"
 
 
-def _biases(student: Tensor | None, teacher: Tensor | None) -> list[tuple[str, Tensor | None]]:
-    return [("student_bias", student), ("teacher_bias", teacher)]
-
-
 def _heads(name: str, x: Tensor, layout: str, relation_heads: int | None) -> Tensor:
     """(B, H, T, d) as a view where the strides allow it."""
     if x.dim() != 4 or x.shape[3] < 1:
@@ -187,8 +184,8 @@ def _heads(name: str, x: Tensor, layout: str, relation_heads: int | None) -> Ten
         return x if layout == "bhtd" else x.transpose(1, 2)
     tokens = x if layout == "bthd" else x.transpose(1, 2)
     width = tokens.shape[2] * tokens.shape[3]
-    if relation_heads < 1 or width % relation_heads:
-        raise ValueError(f"relation_heads is {relation_heads}, which does not divide the width {width} of {name}")
+    if not (isinstance(relation_heads, int) and relation_heads >= 1) or width % relation_heads:
+        raise ValueError(f"relation_heads is {relation_heads!r}, which does not divide the width {width} of {name}")
     split = tokens.reshape(*tokens.shape[:2], relation_heads, width // relation_heads)
     return split.transpose(1, 2)
 
@@ -220,6 +217,8 @@ def _masks(
     query: Tensor, key: Tensor, mask: Tensor | None, query_mask: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Which keys exist (B, T_k) and which queries are valid (B, T_q), bool, None for all."""
+    for name, value in _checks.given(mask=mask, query_mask=query_mask).items():
+        _checks.tensor(name, value)
     if mask is not None and mask.dim() == 1:
         if mask.shape != key.shape[:1] or mask.is_floating_point() or mask.dtype == torch.bool:
             raise ValueError(f"mask of one dimension must be (B,) = ({key.shape[0]},) integer lengths, got {mask}")
@@ -234,8 +233,7 @@ def _mask(name: str, mask: Tensor | None, of: Tensor, tokens: str) -> Tensor | N
         return None
     if mask.shape != (of.shape[0], of.shape[2]):
         raise ValueError(f"{name} has shape {tuple(mask.shape)}, but (B, {tokens}) is {(of.shape[0], of.shape[2])}")
-    if mask.device != of.device:
-        raise ValueError(f"{name} is on {mask.device}, but student_query is on {of.device}")
+    _checks.same_device(name, mask, "student_query", of)
     return mask if mask.dtype == torch.bool else mask != 0
 
 
@@ -249,8 +247,6 @@ def _bias(name: str, bias: Tensor | None, query: Tensor, key: Tensor) -> Tensor 
         raise ValueError(
             f"{name} has shape {tuple(bias.shape)}; it must be (B or 1, H or 1, T_q or 1, T_k) of {tuple(whole)}"
         )
-    if bias.device != query.device:
-        raise ValueError(f"{name} is on {bias.device}, but student_query is on {query.device}")
     bias = bias.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
     return (bias if bias.stride(3) == 1 else bias.contiguous()).expand(whole)
 
@@ -258,25 +254,21 @@ def _bias(name: str, bias: Tensor | None, query: Tensor, key: Tensor) -> Tensor 
 def _lse(name: str, lse: Tensor | None, query: Tensor) -> Tensor | None:
     if lse is None:
         return None
-    if lse.shape != query.shape[:3] or not lse.is_floating_point():
-        wanted = tuple(query.shape[:3])
-        raise ValueError(f"{name} must be floating point (B, H, T_q) = {wanted}, got {lse.dtype} {tuple(lse.shape)}")
-    if lse.device != query.device:
-        raise ValueError(f"{name} is on {lse.device}, but student_query is on {query.device}")
+    if lse.shape != query.shape[:3]:
+        raise ValueError(f"{name} has shape {tuple(lse.shape)}; it must be (B, H, T_q) = {tuple(query.shape[:3])}")
     return lse.detach().float()
 
 
 def _scale(name: str, scale: float | None, query: Tensor) -> float:
     if scale is None:
         return float(query.shape[3] ** -0.5)
-    if not (scale > 0 and isfinite(scale)):
-        raise ValueError(f"{name} must be positive and finite, got {scale}")
+    _checks.positive(name, scale)
     return float(scale)
 
 
 def _window(window: int | None) -> int:
     if window is None:
         return 0
-    if window < 1:
-        raise ValueError(f"window must be at least 1, the query's own position, got {window}")
+    if not (isinstance(window, int) and window >= 1):
+        raise ValueError(f"window must be an int of at least 1, the query's own position, got {window!r}")
     return window

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastkd import ops
-from fastkd.losses import _pairing
+from fastkd.losses import _checks, _pairing
 from fastkd.losses._checks import readable
 
 
@@ -38,8 +38,8 @@ def embedding_mixup(
     _check_table(table, ids)
     vocabulary = table.shape[0]
     if padding_idx is not None:
-        if not -vocabulary <= padding_idx < vocabulary:
-            raise ValueError(f"padding_idx must lie in [-{vocabulary}, {vocabulary}), got {padding_idx}")
+        if not (isinstance(padding_idx, int) and -vocabulary <= padding_idx < vocabulary):
+            raise ValueError(f"padding_idx must be an int in [-{vocabulary}, {vocabulary}), got {padding_idx!r}")
         padding_idx %= vocabulary
     if readable(ids) and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
         raise ValueError(f"ids must lie in [0, {vocabulary}), they span {int(ids.min())} to {int(ids.max())}")
@@ -49,7 +49,7 @@ def embedding_mixup(
 def _check_table(table: Tensor, ids: Tensor) -> None:
     if not isinstance(table, Tensor):
         raise TypeError(f"table must be a tensor, got {type(table).__name__}: for an nn.Embedding pass its weight")
-    _pairing.floating("table", table)
+    _checks.floating("table", table)
     if table.dim() != 2:
         raise ValueError(f"table must be (V, D), got shape {tuple(table.shape)}")
-    _pairing.same_device("table", table, "ids", ids)
+    _checks.same_device("table", table, "ids", ids)

@@ -68,7 +68,7 @@ def kl_div(
         reduction: ``"mean"`` divides the sum of the valid rows by their number, ``"sum"`` does not divide,
             ``"none"`` returns the loss of every row (...), 0 where not valid.
         normalizer: a positive number or 0-d tensor that replaces the number of valid rows in ``"mean"``: the global
-            count under gradient accumulation or data parallelism.
+            count under gradient accumulation or data parallelism. A tensor may hold 0, where nothing counts.
         scale_by_temperature: multiply the divergence by T², which keeps its gradient's size independent of T.
         cross_entropy_weight: weight of the hard-label term; needs ``labels``.
         return_stats: also return :class:`KLDivStats`.
@@ -88,11 +88,10 @@ def kl_div(
     _checks.pair(student_logits, teacher_logits)
     _checks.reduction(reduction, normalizer)
     _check_divergence(divergence, beta)
-    if cross_entropy_weight and labels is None:
-        raise ValueError(f"cross_entropy_weight is {cross_entropy_weight}, but labels were not given")
+    _check_cross_entropy(cross_entropy_weight, labels)
     rows = student_logits.shape[:-1]
-    valid = _checks.valid_rows(student_logits, labels, ignore_index, mask)
-    scalar, per_row = _checks.temperature(temperature, student_logits)
+    valid = _checks.valid_rows("student_logits", student_logits, labels, ignore_index, mask)
+    scalar, per_row = _checks.temperature(temperature, "student_logits", student_logits)
     dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
     loss, stats = ops.kl_div(
         _checks.as_rows(student_logits.to(dtype)),
@@ -172,11 +171,20 @@ class KLDivLoss(nn.Module):
 def _check_divergence(divergence: str, beta: float) -> None:
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
-    if divergence == "jsd" and not 0.0 < beta < 1.0:
+    if divergence != "jsd":
+        return
+    _checks.number("beta", beta)
+    if not 0.0 < beta < 1.0:
         raise ValueError(
             f'beta must be inside (0, 1) for divergence="jsd", got {beta}: use divergence="forward" or "reverse" '
             "for the one-sided divergences"
         )
+
+
+def _check_cross_entropy(weight: float, labels: Tensor | None) -> None:
+    _checks.number("cross_entropy_weight", weight)
+    if weight and labels is None:
+        raise ValueError(f"cross_entropy_weight is {weight}, but labels were not given")
 
 
 def _stats(stats: Tensor, valid: Tensor | None, rows: torch.Size | None) -> KLDivStats:

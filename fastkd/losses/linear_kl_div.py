@@ -1,14 +1,14 @@
 """KL and Jensen–Shannon divergence of two language models, from hidden states and head weights."""
 
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastkd import ops
 from fastkd.losses import _checks
 from fastkd.losses._checks import REDUCTIONS, Reduction
-from fastkd.losses.kl_div import DIVERGENCES, Divergence, _check_divergence
+from fastkd.losses.kl_div import DIVERGENCES, Divergence, _check_cross_entropy, _check_divergence
 from fastkd.ops.linear_kl_div import Options
 
 
@@ -69,22 +69,27 @@ def linear_kl_div(
     Raises:
         TypeError, ValueError: naming the argument, what it is and what it must be.
     """
-    tensors = (student_hidden, student_weight, student_bias, teacher_hidden, teacher_weight, teacher_bias)
-    student_hidden, student_weight, student_bias, teacher_hidden, teacher_weight, teacher_bias = _autocast(*tensors)
-    _check_head("student", student_hidden, student_weight, student_bias, student_softcap)
-    _check_head("teacher", teacher_hidden, teacher_weight, teacher_bias, teacher_softcap)
+    _checks.tensors(
+        student_hidden=student_hidden,
+        student_weight=student_weight,
+        teacher_hidden=teacher_hidden,
+        teacher_weight=teacher_weight,
+        **_checks.given(student_bias=student_bias, teacher_bias=teacher_bias),
+    )
+    student_hidden, student_weight, student_bias = _checks.autocast(student_hidden, student_weight, student_bias)
+    teacher_hidden, teacher_weight, teacher_bias = _checks.autocast(teacher_hidden, teacher_weight, teacher_bias)
+    check_head("student", student_hidden, student_weight, student_bias, student_logit_scale, student_softcap)
+    check_head("teacher", teacher_hidden, teacher_weight, teacher_bias, teacher_logit_scale, teacher_softcap)
     _check_teacher(student_hidden, teacher_hidden, teacher_weight, teacher_bias)
     vocabulary = _common_vocabulary(student_weight, teacher_weight, common_vocab)
     _checks.reduction(reduction, normalizer)
     _check_divergence(divergence, beta)
-    if cross_entropy_weight and labels is None:
-        raise ValueError(f"cross_entropy_weight is {cross_entropy_weight}, but labels were not given")
-    if memory_budget is not None and memory_budget < 1:
-        raise ValueError(f"memory_budget must be a positive number of bytes, got {memory_budget}")
+    _check_cross_entropy(cross_entropy_weight, labels)
+    _checks.memory_budget(memory_budget)
     rows = student_hidden.shape[:-1]
     logits = student_hidden.detach()[..., :1].expand(*rows, vocabulary)  # their shape and device, not their values
-    valid = _checks.valid_rows(logits, labels, ignore_index, mask)
-    scalar, per_row = _checks.temperature(temperature, logits)
+    valid = _checks.valid_rows("student_hidden", logits, labels, ignore_index, mask)
+    scalar, per_row = _checks.temperature(temperature, "student_hidden", logits)
     options = Options(
         _checks.as_rows(teacher_hidden),
         _first(teacher_weight, vocabulary),
@@ -114,59 +119,51 @@ def linear_kl_div(
     return loss.reshape(rows) if reduction == "none" else loss
 
 
-class LinearKLDivLoss(nn.Module):
-    """:func:`linear_kl_div` as a module: options at construction, by its keyword names; tensors at the call."""
+class LinearLoss(nn.Module):
+    """A function of hidden states and weights as a module: options at construction, tensors at the call."""
+
+    function: Callable[..., Tensor]
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        known = linear_kl_div.__kwdefaults__ or {}
+        known = self.function.__kwdefaults__ or {}
         if unknown := sorted(set(options) - set(known)):
-            raise TypeError(f"{', '.join(unknown)}: no option of linear_kl_div; it has {', '.join(known)}")
+            raise TypeError(f"{', '.join(unknown)}: no option of {self.function.__name__}; it has {', '.join(known)}")
         self.options = options
 
-    def forward(
-        self,
-        student_hidden: Tensor,
-        student_weight: Tensor,
-        teacher_hidden: Tensor,
-        teacher_weight: Tensor,
-        **tensors: Any,
-    ) -> Tensor:
-        options = self.options | tensors
-        return linear_kl_div(student_hidden, student_weight, teacher_hidden, teacher_weight, **options)
+    def forward(self, *tensors: Tensor, **named: Any) -> Tensor:
+        return self.function(*tensors, **self.options | named)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
 
-def _autocast(*tensors: Tensor | None) -> Any:
-    device = next(x.device.type for x in tensors if x is not None)
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+class LinearKLDivLoss(LinearLoss):
+    """:func:`linear_kl_div` as a module: options at construction, by its keyword names; tensors at the call."""
+
+    function = staticmethod(linear_kl_div)
 
 
-def _check_head(model: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> None:
+def check_head(
+    model: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+) -> None:
     if hidden.dim() < 1 or weight.dim() != 2 or weight.shape[0] < 1 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"{model}_hidden and {model}_weight must be (..., H) and (V, H), "
             f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
-    if hidden.dtype not in _checks.FLOATS or weight.dtype != hidden.dtype:
+    if weight.dtype != hidden.dtype:
         raise TypeError(
-            f"{model}_hidden and {model}_weight must share one of float32, bfloat16, float16 and float64, "
-            f"got {hidden.dtype} and {weight.dtype}"
+            f"{model}_weight is {weight.dtype}, but {model}_hidden is {hidden.dtype}: "
+            "they must be equal outside autocast"
         )
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
         raise ValueError(
             f"{model}_bias must be ({weight.shape[0]},) of {weight.dtype}, got {tuple(bias.shape)} of {bias.dtype}"
         )
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"{model}_softcap must be positive, got {softcap}")
-    for name, tensor in ((f"{model}_weight", weight), (f"{model}_bias", bias)):
-        if tensor is not None and tensor.device != hidden.device:
-            raise ValueError(f"{name} is on {tensor.device}, but {model}_hidden is on {hidden.device}")
+    _checks.number(f"{model}_logit_scale", scale)
+    if softcap is not None:
+        _checks.positive(f"{model}_softcap", softcap)
 
 
 def _check_teacher(student: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -175,14 +172,8 @@ def _check_teacher(student: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor
             f"teacher_hidden has rows {tuple(hidden.shape[:-1])}, but student_hidden has {tuple(student.shape[:-1])}: "
             "they must be equal"
         )
-    if hidden.device != student.device:
-        raise ValueError(f"teacher_hidden is on {hidden.device}, but student_hidden is on {student.device}")
     for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"teacher_{name} requires grad, but no gradient flows to the teacher: compute it under "
-                f"torch.no_grad() or pass teacher_{name}.detach()"
-            )
+        _checks.frozen(f"teacher_{name}", tensor)
 
 
 def _common_vocabulary(student: Tensor, teacher: Tensor, common: int | None) -> int:
@@ -194,8 +185,8 @@ def _common_vocabulary(student: Tensor, teacher: Tensor, common: int | None) -> 
                 f"alike, pass common_vocab, at most {min(sizes)}, for the columns to compare"
             )
         return sizes[0]
-    if not 1 <= common <= min(sizes):
-        raise ValueError(f"common_vocab must be from 1 to {min(sizes)}, the smaller vocabulary, got {common}")
+    if not (isinstance(common, int) and 1 <= common <= min(sizes)):
+        raise ValueError(f"common_vocab must be an int from 1 to {min(sizes)}, the smaller vocabulary, got {common!r}")
     return common
 
 

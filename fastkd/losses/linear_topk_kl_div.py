@@ -1,14 +1,12 @@
 """Divergence of a language model from a teacher's most likely tokens, from hidden states and head weight."""
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastkd import ops
 from fastkd.losses import _checks
 from fastkd.losses._checks import REDUCTIONS, Reduction
 from fastkd.losses.kl_div import DIVERGENCES, Divergence
-from fastkd.losses.linear_kl_div import _autocast, _check_head
+from fastkd.losses.linear_kl_div import LinearLoss, check_head
 from fastkd.losses.topk_kl_div import Tail, _check_options, teacher_of
 
 
@@ -56,17 +54,18 @@ def linear_topk_kl_div(
     Raises:
         TypeError, ValueError: naming the argument, what it is and what it must be.
     """
-    _checks.tensors(student_hidden=student_hidden, student_weight=student_weight, student_bias=student_bias)
-    student_hidden, student_weight, student_bias = _autocast(student_hidden, student_weight, student_bias)
-    _check_head("student", student_hidden, student_weight, student_bias, student_softcap)
+    _checks.tensors(
+        student_hidden=student_hidden, student_weight=student_weight, **_checks.given(student_bias=student_bias)
+    )
+    student_hidden, student_weight, student_bias = _checks.autocast(student_hidden, student_weight, student_bias)
+    check_head("student", student_hidden, student_weight, student_bias, student_logit_scale, student_softcap)
     _check_options(tail, divergence, beta)
     _checks.reduction(reduction, normalizer)
-    if memory_budget is not None and memory_budget < 1:
-        raise ValueError(f"memory_budget must be a positive number of bytes, got {memory_budget}")
+    _checks.memory_budget(memory_budget)
     rows = student_hidden.shape[:-1]
     logits = student_hidden.detach()[..., :1].expand(*rows, len(student_weight))  # shape and device, not values
-    valid = _checks.valid_rows(logits, labels, ignore_index, mask)
-    scalar, per_row = _checks.temperature(temperature, logits)
+    valid = _checks.valid_rows("student_hidden", logits, labels, ignore_index, mask)
+    scalar, per_row = _checks.temperature(temperature, "student_hidden", logits)
     teacher = teacher_of(logits, teacher_ids, teacher_values, tail, teacher_logsumexp, temperature, teacher_temperature)
     loss = ops.linear_topk_kl_div(
         student_hidden.reshape(-1, student_hidden.shape[-1]),
@@ -88,26 +87,7 @@ def linear_topk_kl_div(
     return loss.reshape(rows) if reduction == "none" else loss
 
 
-class LinearTopkKLDivLoss(nn.Module):
+class LinearTopkKLDivLoss(LinearLoss):
     """:func:`linear_topk_kl_div` as a module: options at construction, by its keyword names; tensors at the call."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        known = linear_topk_kl_div.__kwdefaults__ or {}
-        if unknown := sorted(set(options) - set(known)):
-            raise TypeError(f"{', '.join(unknown)}: no option of linear_topk_kl_div; it has {', '.join(known)}")
-        self.options = options
-
-    def forward(
-        self,
-        student_hidden: Tensor,
-        student_weight: Tensor,
-        teacher_ids: Tensor,
-        teacher_values: Tensor,
-        **tensors: Any,
-    ) -> Tensor:
-        options = self.options | tensors
-        return linear_topk_kl_div(student_hidden, student_weight, teacher_ids, teacher_values, **options)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+    function = staticmethod(linear_topk_kl_div)

@@ -2,7 +2,6 @@
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor, nn
 
 from fastkd import ops
@@ -86,14 +85,14 @@ def low_rank_mse(
     Raises:
         TypeError, ValueError: naming the argument, what it is and what it must be.
     """
-    _checks.tensors(x=x, down=down, up=up, target=target, bias=bias)
+    _checks.tensors(x=x, down=down, up=up, target=target, **_checks.given(bias=bias))
     _checks.reduction(reduction, normalizer)
     _check_shapes(x, down, up, target, bias)
     _checks.frozen("target", target)
-    valid = _checks.row_values("mask", mask, "x", x)
-    weights = _checks.row_values("weights", weights, "x", x)
+    valid = _checks.row_mask(mask, "x", x)
+    weights = None if weights is None else _checks.row_values("weights", weights, "x", x)
     rows = x.shape[:-1]
-    x, down, up = _autocast(x, down, up)
+    x, down, up = _checks.autocast(x, down, up)
     _check_dtypes(x, down, up)
     d_out = up.shape[0]
     loss, output = ops.low_rank_mse(
@@ -102,7 +101,7 @@ def low_rank_mse(
         up,
         _checks.as_rows(target.to(x.dtype)),
         bias=bias,
-        valid=valid if valid is None or valid.dtype == torch.bool else valid != 0,
+        valid=valid,
         weights=weights,
         reduction=REDUCTIONS.index(reduction),
         normalizer=normalizer,
@@ -141,8 +140,7 @@ class LowRankMSELoss(nn.Module):
 
 
 def _check_shapes(x: Tensor, down: Tensor, up: Tensor, target: Tensor, bias: Tensor | None) -> None:
-    if x.dim() == 0 or x.shape[-1] < 1:
-        raise ValueError(f"x must be (..., d_in) with d_in >= 1, got shape {tuple(x.shape)}")
+    _checks.columns("x", x, "d_in")
     if down.dim() != 2 or down.shape[1] != x.shape[-1] or down.shape[0] < 1:
         raise ValueError(
             f"down has shape {tuple(down.shape)}; it must be (r, d_in) with r >= 1 and d_in = {x.shape[-1]} as in x"
@@ -156,15 +154,6 @@ def _check_shapes(x: Tensor, down: Tensor, up: Tensor, target: Tensor, bias: Ten
         raise ValueError(f"target has shape {tuple(target.shape)}; it must be (..., d_out) = {expected}")
     if bias is not None and bias.shape != up.shape[:1]:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be (d_out,) = {tuple(up.shape[:1])}")
-
-
-def _autocast(*operands: Tensor) -> tuple[Tensor, ...]:
-    """The operands as a linear layer would take them here."""
-    kind = operands[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return operands
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in operands)
 
 
 def _check_dtypes(x: Tensor, down: Tensor, up: Tensor) -> None:

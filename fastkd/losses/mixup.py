@@ -29,7 +29,7 @@ def mixup(x: Tensor, permutation: Tensor, lam: float | Tensor) -> Tensor:
         TypeError, ValueError: naming the argument, what it is and what it must be.
     """
     _pairing.batch("x", x)
-    _pairing.floating("x", x)
+    _checks.floating("x", x)
     return ops.mixup(x, permutation, _pairing.pairing(permutation, lam, "x", x))
 
 
@@ -61,11 +61,10 @@ def mixup_cross_entropy(
         TypeError, ValueError: naming the argument, what it is and what it must be.
     """
     _pairing.batch("logits", logits)
-    _pairing.floating("logits", logits)
+    _checks.floating("logits", logits)
     _pairing.batch("labels", labels)
-    _pairing.same_device("labels", labels, "logits", logits)
     _checks.reduction(reduction, None)
-    valid = _checks.valid_rows(logits, labels, ignore_index, None)
+    valid = _checks.valid_rows("logits", logits, labels, ignore_index, None)
     assert valid is not None
     valid = valid.view(labels.shape)
     accumulation = torch.float64 if logits.dtype == torch.float64 else torch.float32

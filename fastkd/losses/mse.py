@@ -51,10 +51,9 @@ def mse(
         raise ValueError(f"reduction must be mean or sum, got {reduction!r}")
     _checks.reduction(reduction, normalizer)
     first = students[0]
-    valid = _checks.row_values("mask", mask, "every student", first)
     return ops.mse(
         *_as_rows(students, teachers),
-        valid=valid if valid is None or valid.dtype == torch.bool else valid != 0,
+        valid=_checks.row_mask(mask, "every student", first),
         weights=_weights(weights, len(students), first),
         reduction=REDUCTIONS.index(reduction),
         normalizer=normalizer,
@@ -74,8 +73,7 @@ def _check_pairs(students: Sequence[Tensor], teachers: Sequence[Tensor], mask: T
         _checks.tensors(**{"students[0]": students[0], mine: student, its: teacher})
         if student.shape != teacher.shape:
             raise ValueError(f"{its} has shape {tuple(teacher.shape)}, but {mine} has {tuple(student.shape)}")
-        if student.dim() == 0 or student.shape[-1] < 1:
-            raise ValueError(f"{mine} must be (..., d) with d >= 1, got shape {tuple(student.shape)}")
+        _checks.columns(mine, student, "d")
         if mask is not None and student.shape[:-1] != students[0].shape[:-1]:
             raise ValueError(
                 f"{mine} has rows {tuple(student.shape[:-1])}, but students[0] has {tuple(students[0].shape[:-1])}: "

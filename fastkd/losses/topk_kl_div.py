@@ -70,12 +70,13 @@ def topk_kl_div(
     Raises:
         TypeError, ValueError: naming the argument, what it is and what it must be.
     """
-    _check_student(student_logits)
+    _checks.tensors(student_logits=student_logits)
+    _checks.columns("student_logits", student_logits, "V")
     _check_options(tail, divergence, beta)
     _checks.reduction(reduction, normalizer)
     vocabulary, rows = student_logits.shape[-1], student_logits.shape[:-1]
-    valid = _checks.valid_rows(student_logits, labels, ignore_index, mask)
-    scalar, per_row = _checks.temperature(temperature, student_logits)
+    valid = _checks.valid_rows("student_logits", student_logits, labels, ignore_index, mask)
+    scalar, per_row = _checks.temperature(temperature, "student_logits", student_logits)
     teacher = teacher_of(
         student_logits, teacher_ids, teacher_values, tail, teacher_logsumexp, temperature, teacher_temperature
     )
@@ -167,9 +168,8 @@ def teacher_of(
         values = values.float()
     if logsumexp is not None:
         _checks.tensors(student_logits=student_logits, teacher_logsumexp=logsumexp)
-        row_values = _checks.row_values("teacher_logsumexp", logsumexp, "student_logits", student_logits)
-        assert row_values is not None
-        values = values - row_values.reshape(logsumexp.shape)[..., None]
+        _checks.row_values("teacher_logsumexp", logsumexp, "student_logits", student_logits)
+        values = values - logsumexp[..., None]
     if not _same(temperature, teacher_temperature):
         if tail != "renormalize":
             raise ValueError(
@@ -177,7 +177,7 @@ def teacher_of(
                 f"{temperature}: the mass outside teacher_ids at another temperature is unknown. Take "
                 'log-probabilities at the temperature of the loss, or tail="renormalize"'
             )
-        _check_teacher_temperature(teacher_temperature, student_logits)
+        _checks.temperature(teacher_temperature, "student_logits", student_logits, "teacher_temperature")
         values = values * _column(teacher_temperature) / _column(temperature)
     k = ids.shape[-1]
     ids, order = ids.reshape(-1, k).long().sort(-1)
@@ -208,20 +208,13 @@ def _check_options(tail: str, divergence: Divergence, beta: float) -> None:
         )
 
 
-def _check_student(student: Tensor) -> None:
-    _checks.tensors(student_logits=student)
-    if student.dim() == 0 or student.shape[-1] < 1:
-        raise ValueError(f"student_logits must be (..., V) with V >= 1, got shape {tuple(student.shape)}")
-
-
 def _check_ids(student: Tensor, ids: Tensor, values: Tensor, tail: str) -> None:
     _checks.tensors(student_logits=student, teacher_values=values)
     _checks.frozen("teacher_values", values)
     if not isinstance(ids, Tensor) or ids.dtype not in (torch.int32, torch.int64):
         found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise TypeError(f"teacher_ids must be an int32 or int64 tensor, got {found}")
-    if ids.device != student.device:
-        raise ValueError(f"teacher_ids is on {ids.device}, but student_logits is on {student.device}")
+    _checks.same_device("teacher_ids", ids, "student_logits", student)
     rows = student.shape[:-1]
     if ids.dim() != student.dim() or ids.shape[:-1] != rows or ids.shape[-1] < 1:
         raise ValueError(
@@ -238,14 +231,6 @@ def _check_ids(student: Tensor, ids: Tensor, values: Tensor, tail: str) -> None:
             "teacher_ids has one id per row, whose probability renormalised is 1 for any logits: "
             'tail must be "bucket" or "zero", got "renormalize"'
         )
-
-
-def _check_teacher_temperature(temperature: float | Tensor, student: Tensor) -> None:
-    """Where it is not that of the loss, which is checked already."""
-    try:
-        _checks.temperature(temperature, student)
-    except ValueError as error:
-        raise ValueError(f"teacher_{error}") from None
 
 
 def _check_values(vocabulary: int, ids: Tensor, values: Tensor, tail: str) -> None:

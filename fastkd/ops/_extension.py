@@ -7,6 +7,9 @@ from importlib.util import find_spec
 
 import torch
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What every op takes; float64 is left to the reference."""
+
 logger = logging.getLogger("fastkd")
 _chosen: dict[tuple[str, str, torch.dtype], str] = {}
 problems: dict[str, str] = {}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastkd import reference
 from fastkd.ops import _extension
-from fastkd.ops.kl_div import MEAN, NONE
+from fastkd.ops.kl_div import MEAN, NONE, divided
 
 _extension.define(
     "attention_kl_div",
@@ -70,7 +70,7 @@ def _reduce(rows: Tensor, reduction: int, count: Tensor | None) -> Tensor:
     if reduction == NONE:
         return rows
     total = rows.sum(-1).sum()
-    return total if count is None else torch.where(count == 0, total * 0, total / count)
+    return total if count is None else divided(total, count)
 
 
 class _AttentionKLDiv(torch.autograd.Function):
@@ -104,7 +104,7 @@ class _AttentionKLDiv(torch.autograd.Function):
         else:
             *grads, count = ctx.saved_tensors
             if grads[0].dtype == torch.float16 and count is not None:
-                grad_loss = grad_loss / count.clamp(min=1)
+                grad_loss = divided(grad_loss, count)
             unchanged = grads[0].device.type == "cpu" and not torch.compiler.is_compiling() and grad_loss.item() == 1.0
             if not unchanged:
                 grads = [(grad * grad_loss).to(grad.dtype) for grad in grads]

@@ -21,8 +21,6 @@ _extension.define(
     "lstm_backward", "(Tensor grad, Tensor lengths, Tensor weight, Tensor cells, Tensor activations) -> Tensor"
 )
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
 
 def bilstm(x: Tensor, lengths: Tensor, weight_input: Tensor, weight_recurrent: Tensor, bias: Tensor) -> Tensor:
     """Hidden states of one LSTM layer over sequences of any lengths, without padding.
@@ -87,7 +85,7 @@ def _has_kernel(x: Tensor, hidden: int) -> bool:
 
 def _check(x: Tensor, lengths: Tensor, weights: dict[str, Tensor]) -> None:
     for name, tensor in {"x": x, **weights}.items():
-        if tensor.dtype not in FLOATS:
+        if tensor.dtype not in _extension.FLOATS:
             raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
     if x.dim() != 2:
         raise ValueError(f"x must be (tokens, inputs), got shape {tuple(x.shape)}")

@@ -97,14 +97,19 @@ def kl_div(
 
 
 def reduce(rows: Tensor, reduction: int, denominator: Tensor | None) -> Tensor:
-    """Sum of the rows, divided for ``mean`` by the denominator, by default their number; 0 where that is 0."""
+    """Sum of the rows, divided for ``mean`` by the denominator, by default their number."""
     if reduction == NONE:
         return rows
     if reduction == SUM:
         return rows.sum()
-    if denominator is None:
-        return rows.sum() / max(rows.shape[0], 1)
-    return torch.where(denominator == 0, rows.sum() * 0, rows.sum() / denominator)
+    return divided(rows.sum(), rows.shape[0] if denominator is None else denominator)
+
+
+def divided(total: Tensor, count: Tensor | int) -> Tensor:
+    """``total / count``, 0 where that is 0, and so is the gradient: the NaN of 0 / 0 must not be multiplied into it."""
+    if isinstance(count, Tensor):
+        return torch.where(count == 0, 0.0, total) / torch.where(count == 0, 1.0, count)
+    return total / max(count, 1)
 
 
 def denominator_of(
@@ -148,7 +153,7 @@ def weighted(op: str, grad: Tensor, denominator: Tensor | None, reduction: int, 
         grad_loss = grad_loss[:, None]
     elif reduction == MEAN and grad.dtype == torch.float16:
         # In half precision 1/N would flush most of the gradient to zero, so the kernels leave it out.
-        grad_loss = grad_loss / (max(grad.shape[0], 1) if denominator is None else denominator.clamp(min=1))
+        grad_loss = divided(grad_loss, grad.shape[0] if denominator is None else denominator)
     elif grad.device.type == "cpu" and not compiling and grad_loss.item() == 1.0:
         return grad
     return (grad * grad_loss).to(grad.dtype)

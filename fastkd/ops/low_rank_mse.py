@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastkd import reference
 from fastkd.ops import _extension
-from fastkd.ops.kl_div import MEAN, NONE, SUM, denominator_of, reduce
+from fastkd.ops.kl_div import MEAN, NONE, SUM, denominator_of, divided, reduce
 
 _extension.define(
     "low_rank_mse",
@@ -127,7 +127,7 @@ class _InForward(torch.autograd.Function):
         *grads, denominator = ctx.saved_tensors
         if ctx.reduction == MEAN and grads[0].dtype == torch.float16:
             # In half precision 1/N would flush most of the gradient to zero, so the kernels leave it out.
-            grad_loss = grad_loss / (max(ctx.rows, 1) if denominator is None else denominator.clamp(min=1))
+            grad_loss = divided(grad_loss, ctx.rows if denominator is None else denominator)
         elif grads[0].device.type == "cpu" and not torch.compiler.is_compiling() and grad_loss.item() == 1.0:
             return *_wanted((*grads[:3], grads[3].to(ctx.bias_dtype)), ctx.needs), None, None
         scaled = [(grad * grad_loss).to(grad.dtype) for grad in grads]
@@ -156,8 +156,7 @@ class _Deferred(torch.autograd.Function):
         x, down, up, bias, target, valid, weights, denominator, output = ctx.saved_tensors
         per_row = x.new_zeros(x.shape[0], dtype=torch.float32) if grad_loss is None else grad_loss
         if grad_loss is not None and ctx.reduction == MEAN:
-            count = max(x.shape[0], 1) if denominator is None else denominator
-            per_row = grad_loss / count if denominator is None else torch.where(count == 0, 0.0, grad_loss / count)
+            per_row = divided(grad_loss, x.shape[0] if denominator is None else denominator)
         per_row = per_row.expand(x.shape[0])
         rows = Rows(target, valid, per_row if weights is None else per_row * weights, SUM, None)
         if output is None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastkd import reference
 from fastkd.ops import _extension
-from fastkd.ops.kl_div import MEAN, reduce
+from fastkd.ops.kl_div import MEAN, divided, reduce
 
 _extension.define(
     "mse",
@@ -84,7 +84,7 @@ class _MSE(torch.autograd.Function):
             )
         weights, denominators, *grads = ctx.saved_tensors
         unscaled = grad_total.device.type == "cpu" and not compiling and grad_total.item() == 1.0
-        shares = torch.where(denominators == 0, 0.0, weights / denominators) * grad_total
+        shares = divided(weights, denominators) * grad_total
 
         def scaled(grad: Tensor, share: Tensor) -> Tensor:
             if grad.dtype == torch.float16:  # the kernels leave the share out, which would flush most of it to zero
