@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from fastkd.losses import attention_kl_div, mse
 from fastkd.methods.feature_distillation import FeatureDistillationTrainer
-from fastkd.methods.logits import check_weights
+from fastkd.methods.logits import check_temperature, check_weights
 from fastkd.methods.objective import Objective, answer, label_loss, logit_loss, weighted
 from fastkd.training.taps import Attention, Features
 
@@ -66,8 +66,7 @@ class MaKDObjective(Objective):
         check_weights(**{f"{name}_weight": weight for name, weight in self.weights.items()})
         if self.matrix_form not in FORMS:
             raise ValueError(f"matrix_form must be one of {', '.join(FORMS)}, got {self.matrix_form!r}")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a positive number, got {self.temperature}")
+        check_temperature(self.temperature)
         if self.layers is not None and (not self.layers or min(self.layers) < 0):
             raise ValueError(f"layers must name layers from 0, or be None for all, got {self.layers}")
         if self.stages is not None:
