@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -140,6 +141,20 @@ def test_bad_settings_are_refused_when_they_are_made(experiment):
         replace(experiment, method="magic")
     with pytest.raises(ValueError, match="temperature must be a positive number"):
         replace(experiment, arms={WITH_KD: {"temperature": 0.0}})
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "training"), ("dev", "validation")])
+def test_a_finished_student_of_other_rows_is_not_taken(experiment, folder, tmp_path, split, name):
+    data = tmp_path / "data"
+    shutil.copytree(folder / "glue", data)
+    mine = replace(experiment, arms={WITH_KD: {}}, data_dir=str(data))
+    run_experiment(mine, jobs=1)
+    run_experiment(mine, jobs=1)
+    table = data / "SST-2" / f"{split}.tsv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines[:-1], f"{lines[-1][:-1]}{1 - int(lines[-1][-1])}"]))
+    with pytest.raises(ValueError, match=rf"other settings \({name} rows of sst2 '\w+' there, '\w+' here\)"):
+        run_experiment(mine, jobs=1)
 
 
 def test_a_method_that_asks_the_teacher_at_every_step(experiment, tmp_path, monkeypatch):
