@@ -30,6 +30,7 @@ from fastkd.training.trainer import MultiTaskTrainer
 WITHOUT_KD, WITH_KD = "student without KD", "student with KD"
 Scores = dict[str, dict[int, dict[str, float]]]  # of each row of the table, seed and task
 _TAKEN = ("teacher", "student", "teacher_logits")
+_OWN = {"seed": "seeds", "output_dir": "output"}  # fields of a configuration that the experiment sets, and by what
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Experiment:
             best student of the last row is published.
         data_dir, train_fraction, max_train_rows, paraphrases, augment, max_length: see ``load_encoded``.
         seeds: one student of each row per seed.
-        training: fields of the method's configuration.
+        training: fields of the method's configuration. Unless they are given, no checkpoints are kept, a line is
+            logged every 100 steps, and students are trained on a GPU if there is one, in bfloat16 where it is fast.
     """
 
     teacher: Folders
@@ -68,6 +70,8 @@ class Experiment:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds is {self.seeds}; it must be different numbers of at least 0, one or more")
         if not self.arms:
             object.__setattr__(self, "arms", arms_of(self.method))
         folders = {_folder_name(arm) for arm in self.arms}
@@ -81,9 +85,11 @@ class Experiment:
     def arguments(self, arm: str, seed: int, **options: Any) -> TrainingArguments:
         """The method's configuration for one student."""
         folder = self.student_folder(arm, seed) / "trainer"
-        settings = {**self.training, **_precision(), **self.arms[arm], **options}
-        config = get_method(self.method).config
-        return config(str(folder), seed=seed, save_strategy="no", logging_steps=100, **settings)
+        given = {**self.training, **self.arms[arm]}
+        if taken := [name for name in _OWN if name in given]:
+            raise ValueError(f"training or arms has {taken[0]}; it must be left out, it follows from {_OWN[taken[0]]}")
+        settings = {"save_strategy": "no", "logging_steps": 100, **_precision(), **given, **options}
+        return get_method(self.method).config(str(folder), seed=seed, **settings)
 
     def student_folder(self, arm: str, seed: int) -> Path:
         return Path(self.output) / _folder_name(arm) / f"seed-{seed}"
