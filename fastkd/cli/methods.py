@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from fastkd.cli.arguments import fraction, numbers, positive, settings
@@ -80,16 +81,18 @@ def _makd(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _baseline(parser: argparse.ArgumentParser) -> None:
+def _baseline(name: str, parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--layers", type=positive(int), help="of the teacher's layers, those that make a transformer (default 3)")
-    add(
-        "--parameters",
-        type=positive(int),
-        help="of the student at most: its word embedding becomes two factors (default: no limit)",
-    )
+    if name != "theseus":
+        add(
+            "--parameters",
+            type=positive(int),
+            help="of the student at most: its word embedding becomes two factors (default: no limit)",
+        )
     add("--options", type=settings, help="of the baseline (docs/baselines.md): alpha=0.7,temperature=10")
-    add("--switch", type=fraction, default=0.5, help="where a second part of the training begins, if any (default 0.5)")
+    if name in TWO_STAGES:
+        add("--switch", type=fraction, default=0.5, help="part of the steps that the first stage takes (default 0.5)")
 
 
 def add_rank_options(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +189,7 @@ BASELINES = {
     "minilmv2": ("the last layer's relations, then labels (Wang et al., arXiv 2012.15828)", "MiniLMv2"),
     "theseus": ("layers that take the teacher's place (Xu et al., arXiv 2002.02925)", "BERT-of-Theseus"),
 }
+TWO_STAGES = ("tinybert", "minilm", "minilmv2")
 METHODS |= {
     name: Method(
         f"baseline: {what}",
@@ -194,8 +198,8 @@ METHODS |= {
   fastkd distill {name} --teacher runs/teacher --tasks sst2 --layers 3 --output runs/{name}
 """,
         Defaults(3.0, 32, {"transformer": 1e-4}),
-        ("options", "switch"),
-        _baseline,
+        ("options", "switch") if name in TWO_STAGES else ("options",),
+        partial(_baseline, name),
     )
     for name, (what, title) in BASELINES.items()
 }
