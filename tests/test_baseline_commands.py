@@ -8,8 +8,9 @@ from tiny import bert_config, tokenizer, write_glue
 from transformers import AutoModelForSequenceClassification
 
 from fastkd.cli import main
-from fastkd.cli.methods import BASELINES
+from fastkd.cli.methods import BASELINES, TWO_STAGES
 from fastkd.data.glue import GLUE
+from fastkd.methods.baselines import InTurn
 from fastkd.methods.baselines.training import BaselineConfig
 from fastkd.methods.experiment import WITH_KD, WITHOUT_KD
 from fastkd.training.teacher import MultiTaskEncoder, MultiTaskEncoderConfig
@@ -81,6 +82,20 @@ def test_a_budget_makes_the_word_embedding_thin(folder, tmp_path):
 def test_bad_options_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         BaselineConfig(str(tmp_path), use_cpu=True, **options)
+
+
+def test_two_stages_are_those_that_the_trainer_has(tmp_path):
+    objectives = {name: BaselineConfig(str(tmp_path), use_cpu=True, baseline=name).objective() for name in BASELINES}
+    assert {name for name, objective in objectives.items() if isinstance(objective, InTurn)} == set(TWO_STAGES)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("theseus", "--parameters=5500"), ("theseus", "--switch=0.3"), ("kd", "--switch=0.3")]
+)
+def test_options_that_would_do_nothing_are_refused(folder, tmp_path, name, option, capsys):
+    with pytest.raises(SystemExit):
+        distil(folder, tmp_path, name, option)
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err
 
 
 def test_settings_must_have_values(folder, tmp_path, capsys):

@@ -9,8 +9,21 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from fastkd.methods.baselines import BASELINES, JSD, KD, PKD, DistilBERT, MiniLLM, MiniLM, MiniLMv2, ReverseKL, TinyBERT
+from fastkd.methods.baselines import (
+    BASELINES,
+    JSD,
+    KD,
+    PKD,
+    DistilBERT,
+    InTurn,
+    MiniLLM,
+    MiniLM,
+    MiniLMv2,
+    ReverseKL,
+    TinyBERT,
+)
 from fastkd.methods.baselines.tinybert import attention_scores
+from fastkd.methods.makd import MaKDObjective
 from fastkd.methods.objective import IGNORED
 from fastkd.training.taps import Attention, Features, Taps
 
@@ -304,3 +317,22 @@ def test_a_term_without_weight_is_not_computed():
     for objective in (PKD(beta=0.0), DistilBERT(alpha_cos=0.0)):
         assert not objective.needs_hidden
         objective(bare, bare, LABELS, MASK)
+
+
+NEEDS = ("needs_teacher", "needs_attention", "needs_hidden", "needs_maps", "needs_weights")
+
+
+@pytest.mark.parametrize("form", ["output", "weight"])
+def test_two_in_turn_need_what_either_needs(form):
+    matrices = MaKDObjective(matrix_form=form)
+    for both in (InTurn(matrices, KD()), InTurn(KD(), matrices)):
+        assert [getattr(both, need) for need in NEEDS] == [getattr(matrices, need) for need in NEEDS]
+    neither = InTurn(KD(), KD())
+    assert [need for need in NEEDS if getattr(neither, need)] == ["needs_teacher"]
+
+
+def test_of_two_in_turn_each_knows_how_far_the_training_is():
+    staged = MaKDObjective(stages=(0.2, 0.6))
+    both = InTurn(staged, staged, switch=0.5)
+    assert [both.at(progress) for progress in (0.1, 0.4, 0.55, 0.7)] == [staged.at(p) for p in (0.1, 0.4, 0.55, 0.7)]
+    assert InTurn(PKD(), KD()).at(0.5) == KD()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from baselines_samples import LABELS, MASK, SMALL, features
 
-from fastkd.methods.baselines import BASELINES, KD, TinyBERT
+from fastkd.methods.baselines import BASELINES, KD, InTurn, TinyBERT
 from fastkd.methods.baselines.layers import layer_pairs
 from fastkd.methods.feature_distillation import FeatureDistillation
 from fastkd.training.taps import Features
@@ -101,8 +101,9 @@ def test_a_teacher_that_requires_grad_is_refused(name):
         BASELINES[name](**SMALL.get(name, {}))(student, teacher, LABELS, MASK)
 
 
-def test_trainers_refuse_an_objective_that_would_have_to_be_trained():
-    trainer = SimpleNamespace(objective=TinyBERT(projection=torch.nn.Linear(2, 4)))
+@pytest.mark.parametrize("stages", [lambda own: own, lambda own: InTurn(own, KD()), lambda own: InTurn(KD(), own)])
+def test_trainers_refuse_an_objective_that_would_have_to_be_trained(stages):
+    trainer = SimpleNamespace(objective=stages(TinyBERT(projection=torch.nn.Linear(2, 4))))
     with pytest.raises(ValueError, match="has projection, a module that a trainer does not train"):
         FeatureDistillation.tap(trainer, torch.nn.Linear(2, 2))
 

@@ -49,7 +49,7 @@ def test_teacher_and_student_learn_the_own_tasks(folder):
 
 def test_the_exported_student_answers(folder, monkeypatch, capsys):
     student = str(folder / "exported")
-    assert main(["export", str(folder / "mkd" / "student"), "--out", student, "--precision", "float32"]) == 0
+    assert main(["export", str(folder / "mkd" / "student"), "--output", student, "--precision", "float32"]) == 0
     capsys.readouterr()
 
     def answers(text, *options):

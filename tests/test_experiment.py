@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -140,6 +141,42 @@ def test_bad_settings_are_refused_when_they_are_made(experiment):
         replace(experiment, method="magic")
     with pytest.raises(ValueError, match="temperature must be a positive number"):
         replace(experiment, arms={WITH_KD: {"temperature": 0.0}})
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1), (-1,)])
+def test_seeds_must_be_different_and_some(experiment, seeds):
+    with pytest.raises(ValueError, match=r"seeds is \(.*\); it must be different numbers of at least 0, one or more"):
+        replace(experiment, seeds=seeds)
+
+
+def test_training_departs_from_the_defaults_and_an_arm_from_both(experiment):
+    training = {"bf16": False, "use_cpu": True, "logging_steps": 10, "learning_rate": 1.0}
+    args = replace(experiment, training=training, arms={"a": {"learning_rate": 2.0}}).arguments("a", 7)
+    assert (args.bf16, args.use_cpu, args.logging_steps, args.learning_rate, args.seed) == (False, True, 10, 2.0, 7)
+    args = replace(experiment, training={"bf16": True}).arguments(WITH_KD, 7)
+    assert (args.bf16, args.logging_steps, args.save_strategy) == (True, 100, "no")
+
+
+@pytest.mark.parametrize("where", ["training", "arms"])
+@pytest.mark.parametrize(("name", "instead"), [("seed", "seeds"), ("output_dir", "output")])
+def test_what_the_experiment_sets_is_refused_by_name(experiment, where, name, instead):
+    fields = {name: 3} if where == "training" else {WITH_KD: {name: 3}}
+    with pytest.raises(ValueError, match=f"has {name}; it must be left out, it follows from {instead}"):
+        replace(experiment, **{where: fields})
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "training"), ("dev", "validation")])
+def test_a_finished_student_of_other_rows_is_not_taken(experiment, folder, tmp_path, split, name):
+    data = tmp_path / "data"
+    shutil.copytree(folder / "glue", data)
+    mine = replace(experiment, arms={WITH_KD: {}}, data_dir=str(data))
+    run_experiment(mine, jobs=1)
+    run_experiment(mine, jobs=1)
+    table = data / "SST-2" / f"{split}.tsv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines[:-1], f"{lines[-1][:-1]}{1 - int(lines[-1][-1])}"]))
+    with pytest.raises(ValueError, match=rf"other settings \({name} rows of sst2 '\w+' there, '\w+' here\)"):
+        run_experiment(mine, jobs=1)
 
 
 def test_a_method_that_asks_the_teacher_at_every_step(experiment, tmp_path, monkeypatch):

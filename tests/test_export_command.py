@@ -8,14 +8,16 @@ import sys
 import pytest
 from subprocesses import ROOT
 from test_runtime import save_student
+from tiny import bert_config
 
 from fastkd.cli import main
+from fastkd.training.classifiers import MultiTaskEncoder, MultiTaskEncoderConfig
 
 
 @pytest.fixture
 def student(tmp_path, capsys):
     save_student(tmp_path / "model")
-    assert main(["export", str(tmp_path / "model"), "--out", str(tmp_path / "student")]) == 0
+    assert main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "student")]) == 0
     printed = capsys.readouterr().out
     assert "int8" in printed
     assert "a: same label on" in printed
@@ -58,18 +60,28 @@ def test_errors_are_one_line(student, tmp_path, capsys):
     status, answers, errors = predict(student, text=b"good\n")
     assert (status, answers) == (1, [])
     assert errors.startswith("fastkd predict: task must be one of a, score")
-    assert main(["export", str(tmp_path / "model"), "--out", str(student)]) == 1
+    assert main(["export", str(tmp_path / "model"), "--output", str(student)]) == 1
     assert "holds something else" in capsys.readouterr().err
-    assert main(["export", str(tmp_path / "none"), "--out", str(tmp_path / "new")]) == 1
+    assert main(["export", str(tmp_path / "none"), "--out", str(tmp_path / "new")]) == 1  # as it was called before
     assert "is no folder" in capsys.readouterr().err
+
+
+def test_another_student_is_sent_to_transformers(tmp_path, capsys):
+    MultiTaskEncoder(MultiTaskEncoderConfig(bert_config(), {"a": {"labels": ["bad", "good"]}})).save_pretrained(
+        tmp_path
+    )
+    assert main(["export", str(tmp_path), "--output", str(tmp_path / "served")]) == 1
+    message = capsys.readouterr().err
+    assert "holds a MultiTaskEncoder; a BiAttentiveLSTM (--student bilstm) can be exported" in message
+    assert "served by transformers itself" in message
 
 
 def test_the_texts_to_check_can_be_given(tmp_path, capsys):
     save_student(tmp_path / "model")
     (tmp_path / "texts").write_text("good film\nbad\tvery bad\n")
     options = ["--precision", "float32", "--check", str(tmp_path / "texts")]
-    assert main(["export", str(tmp_path / "model"), "--out", str(tmp_path / "student"), *options]) == 1
+    assert main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "student"), *options]) == 1
     assert "line 1 of" in capsys.readouterr().err
     (tmp_path / "texts").write_text("good\tfilm\nbad\tvery bad\n")
-    assert main(["export", str(tmp_path / "model"), "--out", str(tmp_path / "student"), *options]) == 0
+    assert main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "student"), *options]) == 0
     assert "a: same label on 2 of 2 texts" in capsys.readouterr().out

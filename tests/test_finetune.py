@@ -107,7 +107,7 @@ def test_the_result_is_exported(folder, tmp_path, capsys):
 
     assert main(command(folder, "bilstm", tmp_path / "run", "--epochs", "1", "--learning-rate", "1e-3")) == 0
     export = ["export", str(tmp_path / "run"), "--precision", "float32", "--max-length", "16"]
-    assert main([*export, "--out", str(tmp_path / "served")]) == 0
+    assert main([*export, "--output", str(tmp_path / "served")]) == 0
     (answer,) = load(tmp_path / "served").predict(["the great film"])
     assert answer.label in TASKS["sst2"]["labels"]
 

@@ -200,8 +200,6 @@ def test_bad_options_are_refused(options, message):
 
 def test_models_that_do_not_line_up_are_refused():
     student, teacher = map(features_of, pair())
-    with pytest.raises(ValueError, match="layers has 3; there are 3 layers, from 0"):
-        MaKDObjective(layers=(3,))(student, teacher, LABELS, MASK)
     shorter = copy.copy(teacher)
     shorter.attention = teacher.attention[:2]
     with pytest.raises(ValueError, match="attention are compared layer by layer: the student has 3, the teacher 2"):
@@ -223,6 +221,15 @@ def test_models_that_do_not_line_up_are_refused():
     unanswered.logits = None
     with pytest.raises(ValueError, match="features have no logits"):
         MaKDObjective()(student, unanswered, LABELS, MASK)
+
+
+@pytest.mark.parametrize("form", ["output", "weight"])
+@pytest.mark.parametrize("part", ["attention", "hidden", "mha", "ffn"])
+def test_layers_that_the_models_do_not_have_are_refused(part, form):
+    weights = {f"{other}_weight": float(other in (part, "labels")) for other in PARTS}
+    objective = MaKDObjective(**weights, matrix_form=form, layers=(0, 3))
+    with pytest.raises(ValueError, match="layers has 3; there are 3 layers, from 0"):
+        objective(*map(features_of, pair()), LABELS, MASK)
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def test_the_export_agrees_with_the_model(tmp_path, texts, token_types):
 @pytest.mark.parametrize("options", [[], ["--pairs"]])
 def test_the_command_writes_a_folder_of_three_files(tmp_path, capsys, options):
     save_student(tmp_path / "model")
-    command = ["export", str(tmp_path / "model"), "--format", "onnx", "--out", str(tmp_path / "out"), *options]
+    command = ["export", str(tmp_path / "model"), "--format", "onnx", "--output", str(tmp_path / "out"), *options]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "onnx, float32" in printed
@@ -86,7 +86,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, capsys):
         (["--format", "onnx", "--check", str(tmp_path / "texts")], "holds pairs; see --pairs"),
         (["--pairs"], "--pairs is for --format onnx"),
     ):
-        assert main(["export", model, "--out", out, *options]) == 1
+        assert main(["export", model, "--output", out, *options]) == 1
         assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
 
@@ -94,7 +94,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    command = ["export", str(save_student(tmp_path / "model")), "--format", "onnx", "--out", str(tmp_path / "out")]
+    command = ["export", str(save_student(tmp_path / "model")), "--format", "onnx", "--output", str(tmp_path / "out")]
     assert main(command) == 1
     assert "pip install 'fastkd[onnx]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -12,6 +12,11 @@ from fastkd.cli.methods import BASELINES, METHODS, Defaults, rank_options
 if TYPE_CHECKING:
     from fastkd.methods.students import Student
 
+KINDS = {
+    "bilstm": "an LSTM with attention between the sentences",
+    "transformer": "the teacher's first layers",
+    "low-rank": "the teacher with its matrices in two factors",
+}
 EPILOG = """{example}
 Trains the same student with and without distillation for every seed and ends with one table, a picture and the
 student's folder. Teachers of single tasks are given as --teacher sst2=runs/a,mrpc=runs/b. Called again it goes on
@@ -39,7 +44,8 @@ def add_options(parser: CommandParser, defaults: Defaults) -> None:
     add("--teacher", required=True, help="folder that `fastkd teacher` made, or one per task: sst2=DIR,mrpc=DIR")
     add("--tasks", required=True, help="comma-separated, of those the teacher knows: sst2,mrpc,...")
     add("--output", required=True, help="folder for table, picture, student, and what a second call reuses")
-    add("--student", choices=kinds, default=kinds[0], help=f"kind of student (default {kinds[0]})")
+    what = "; ".join(f"{kind}, {KINDS[kind]}" for kind in kinds)
+    add("--student", choices=kinds, default=kinds[0], help=f"kind of student: {what} (default {kinds[0]})")
     add("--data-dir", help="folder of GLUE's files or of your own (docs/data.md); default: from the Hub")
     add("--seeds", default="1,2,3", help="comma-separated; one student of each kind per seed (default 1,2,3)")
     add("--paraphrases", help="folder of tables <task>.csv with paraphrases of training rows (docs/data.md)")

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 Texts = list[str] | list[tuple[str, str]]
 
 EXAMPLE = """example:
-  fastkd export runs/mkd/student --precision int8 --out student
+  fastkd export runs/mkd/student --precision int8 --output student
   fastkd predict student --task sst2 < texts.txt
-  fastkd export runs/mkd/student --format onnx --out student-onnx
+  fastkd export runs/mkd/student --format onnx --output student-onnx
 
 Nothing is calibrated: int8 rounds the weights as they are. The command ends with how far the exported student agrees
 with the torch model, on sample sentences or on those of --check."""
@@ -32,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     )
     add = parser.add_argument
     add("model", help="the student's folder that `fastkd distill` made")
-    add("--out", required=True, help="folder to write; must be new or empty")
+    add("--output", required=True, help="folder to write; must be new or empty")
     add(
         "--format",
         choices=("fastkd", "onnx"),
@@ -43,7 +43,8 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     add(
         "--precision",
         choices=("int8", "bfloat16", "float32"),
-        help="of the weights: int8 is smallest and fastest, the others are closer (default int8; onnx: float32 alone)",
+        help="of the weights: int8 is smallest and fastest, bfloat16 is closer, float32 is closest "
+        "(default int8; onnx: float32 alone)",
     )
     add("--max-length", type=positive(int), default=128, help="tokens per text, as in training (default 128)")
     add("--check", type=Path, help="file of texts to compare on, one per line; pairs with a tab between")
@@ -53,8 +54,8 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     texts = None if args.check is None else _read(args.check)
     agreements = (_onnx if args.format == "onnx" else _fastkd)(args, texts)
-    size = sum(file.stat().st_size for file in Path(args.out).iterdir())
-    print(f"{args.out}: {args.format}, {args.precision}, {size / 1e6:.1f} MB")
+    size = sum(file.stat().st_size for file in Path(args.output).iterdir())
+    print(f"{args.output}: {args.format}, {args.precision}, {size / 1e6:.1f} MB")
     for a in agreements:
         print(
             f"{a.task}: same label on {a.same_label} of {a.texts} texts, "
@@ -70,7 +71,7 @@ def _fastkd(args: argparse.Namespace, texts: Texts | None) -> list[Agreement]:
         raise ValueError("--pairs is for --format onnx: fastkd's own format takes single texts and pairs")
     args.precision = args.precision or "int8"
     return export_student(
-        args.model, args.out, precision=args.precision, max_length=args.max_length, texts=texts or SAMPLE
+        args.model, args.output, precision=args.precision, max_length=args.max_length, texts=texts or SAMPLE
     )
 
 
@@ -82,7 +83,7 @@ def _onnx(args: argparse.Namespace, texts: Texts | None) -> list[Agreement]:
         raise ValueError(f"--precision of --format onnx must be float32, got {args.precision}")
     if texts is not None and isinstance(texts[0], tuple) != args.pairs:
         raise ValueError(f"--check: {args.check} holds {'single texts' if args.pairs else 'pairs'}; see --pairs")
-    return export_onnx(args.model, args.out, pairs=args.pairs, max_length=args.max_length, texts=texts)
+    return export_onnx(args.model, args.output, pairs=args.pairs, max_length=args.max_length, texts=texts)
 
 
 def _read(path: Path) -> Texts:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """example:
   fastkd finetune --student runs/mkd/student --task rte --output runs/rte
-  fastkd export runs/rte --out rte
+  fastkd export runs/rte --output rte
 
 Trains once per learning rate and saves the epoch with the best score on the validation set, or the student as it was
 where no epoch is better. Options can come from a file; options.yaml in the output folder repeats the run."""
@@ -36,10 +36,14 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     add("--train-fraction", type=fraction, help="use this part, 0 to 1, of each class of the training rows")
     add("--max-train-rows", type=positive(int), help="use a random subset of at most this many rows")
     add("--max-length", type=positive(int), default=128, help="tokens per row, longer ones are cut (default 128)")
-    add("--epochs", type=positive(float), default=5.0, help="default 5")
-    add("--learning-rate", default="1e-5,1.5e-5,5e-5", help="peaks to try, comma-separated (default 1e-5,1.5e-5,5e-5)")
+    add("--epochs", type=positive(float), default=5.0, help="times every row is seen (default 5)")
+    add(
+        "--learning-rate",
+        default="1e-5,1.5e-5,5e-5",
+        help="peaks to try, after a warm-up each, comma-separated (default 1e-5,1.5e-5,5e-5)",
+    )
     add("--batch-size", type=positive(int), default=128, help="rows per step (default 128)")
-    add("--seed", type=int, default=0, help="default 0")
+    add("--seed", type=int, default=0, help="of a subset of rows, their order and dropout (default 0)")
     parser.set_defaults(run=run)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from fastkd.cli.arguments import fraction, numbers, positive, settings
@@ -32,7 +33,12 @@ def _mkd(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _sizes(parser)
     _distance(parser)
-    add("--hard-label-weight", type=float, default=0.0, help="weight of the labels (default 0)")
+    add(
+        "--hard-label-weight",
+        type=float,
+        default=0.0,
+        help="weight of the hard-label loss, the cross-entropy with the labels (default 0)",
+    )
     add(
         "--augment",
         type=positive(int),
@@ -56,9 +62,25 @@ def _mixkd(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="one λ per batch, not per example (default: no)",
     )
-    add("--mix-stage", choices=("word", "sum", "post_ln"), default="word", help="what is mixed (default word)")
-    add("--mix-mask", choices=("union", "first"), default="union", help="tokens of a mixture (default union)")
-    add("--mix-pads", choices=("embed", "zero"), default="embed", help="a pad in a mixture (default embed)")
+    add(
+        "--mix-stage",
+        choices=("word", "sum", "post_ln"),
+        default="word",
+        help="what is mixed: word, the word embeddings; sum, token types too, exact before the normalisation; "
+        "post_ln, what the embedding module gives (default word)",
+    )
+    add(
+        "--mix-mask",
+        choices=("union", "first"),
+        default="union",
+        help="tokens of a mixture: union, where either example has one; first, a longer partner is cut (default union)",
+    )
+    add(
+        "--mix-pads",
+        choices=("embed", "zero"),
+        default="embed",
+        help="where one example has a pad: embed, its embedding takes part; zero, nothing does (default embed)",
+    )
 
 
 def _makd(parser: argparse.ArgumentParser) -> None:
@@ -66,8 +88,13 @@ def _makd(parser: argparse.ArgumentParser) -> None:
     add_rank_options(parser)
     for part, what in MAKD_PARTS.items():
         add(f"--{part}-weight", type=float, default=1.0, help=f"weight of {what} (default 1)")
-    add("--matrix-form", choices=("output", "weight"), default="output", help="how matrices compare (default output)")
-    add("--temperature", type=float, default=1.0, help="of the logits (default 1)")
+    add(
+        "--matrix-form",
+        choices=("output", "weight"),
+        default="output",
+        help="how matrices are compared: output, by what they give; weight, by themselves (default output)",
+    )
+    add("--temperature", type=float, default=1.0, help="temperature of the softmax of the answers (default 1)")
     add(
         "--layers",
         type=numbers(int),
@@ -80,16 +107,19 @@ def _makd(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _baseline(parser: argparse.ArgumentParser) -> None:
+def _baseline(name: str, parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--layers", type=positive(int), help="of the teacher's layers, those that make a transformer (default 3)")
-    add(
-        "--parameters",
-        type=positive(int),
-        help="of the student at most: its word embedding becomes two factors (default: no limit)",
-    )
-    add("--options", type=settings, help="of the baseline (docs/baselines.md): alpha=0.7,temperature=10")
-    add("--switch", type=fraction, default=0.5, help="where a second part of the training begins, if any (default 0.5)")
+    add("--layers", type=positive(int), help="number of the teacher's first layers the student keeps (default 3)")
+    if name != "theseus":
+        add(
+            "--parameters",
+            type=positive(int),
+            help="upper limit on the student's parameters; its word embedding becomes two factors to meet it "
+            "(default: no limit)",
+        )
+    add("--options", type=settings, help="options of the baseline (docs/baselines.md): alpha=0.7,temperature=10")
+    if name in TWO_STAGES:
+        add("--switch", type=fraction, default=0.5, help="part of the steps that the first stage takes (default 0.5)")
 
 
 def add_rank_options(parser: argparse.ArgumentParser) -> None:
@@ -99,9 +129,17 @@ def add_rank_options(parser: argparse.ArgumentParser) -> None:
     size.add_argument(
         "--ratio", type=fraction, help="parameters of the student as a part of the teacher's (default 0.5)"
     )
-    size.add_argument("--parameters", type=positive(int), help="the same as a number")
-    size.add_argument("--rank", type=positive(int), help="of every matrix, in place of a budget")
-    add("--allocation", choices=("uniform", "spectrum"), default="uniform", help="of ranks (default uniform)")
+    size.add_argument(
+        "--parameters", type=positive(int), help="upper limit on the student's parameters; the ranks follow from it"
+    )
+    size.add_argument("--rank", type=positive(int), help="rank of every matrix, in place of a budget")
+    add(
+        "--allocation",
+        choices=("uniform", "spectrum"),
+        default="uniform",
+        help="how a budget becomes ranks: uniform, one rank for all; spectrum, the next rank to the matrix where it "
+        "keeps most for a parameter (default uniform)",
+    )
     add(
         "--factorize-embedding",
         action=argparse.BooleanOptionalAction,
@@ -119,14 +157,28 @@ def rank_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _sizes(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--preset", choices=("small", "mkd"), help="size of a bilstm (default small)")
-    add("--layers", type=positive(int), help="of the teacher's layers, those that make a transformer (default 3)")
+    add(
+        "--preset",
+        choices=("small", "mkd"),
+        help="size of a bilstm without word embeddings: small, 2.7 M parameters; mkd, the 10.2 M of MKD's paper "
+        "(default small)",
+    )
+    add(
+        "--layers",
+        type=positive(int),
+        help="of a transformer: number of the teacher's first layers the student keeps (default 3)",
+    )
 
 
 def _distance(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--loss", choices=("mse", "kl"), default="mse", help="distance of the logits (default mse)")
-    add("--temperature", type=float, default=1.0, help="of kl (default 1)")
+    add(
+        "--loss",
+        choices=("mse", "kl"),
+        default="mse",
+        help="distance of the logits: mse, the squared error; kl, T² · KL(teacher ‖ student) (default mse)",
+    )
+    add("--temperature", type=float, default=1.0, help="temperature of the softmax, for --loss kl (default 1)")
 
 
 MAKD_PARTS = {
@@ -186,6 +238,7 @@ BASELINES = {
     "minilmv2": ("the last layer's relations, then labels (Wang et al., arXiv 2012.15828)", "MiniLMv2"),
     "theseus": ("layers that take the teacher's place (Xu et al., arXiv 2002.02925)", "BERT-of-Theseus"),
 }
+TWO_STAGES = ("tinybert", "minilm", "minilmv2")
 METHODS |= {
     name: Method(
         f"baseline: {what}",
@@ -194,8 +247,8 @@ METHODS |= {
   fastkd distill {name} --teacher runs/teacher --tasks sst2 --layers 3 --output runs/{name}
 """,
         Defaults(3.0, 32, {"transformer": 1e-4}),
-        ("options", "switch"),
-        _baseline,
+        ("options", "switch") if name in TWO_STAGES else ("options",),
+        partial(_baseline, name),
     )
     for name, (what, title) in BASELINES.items()
 }

@@ -50,17 +50,23 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
         default=128,
         help="tokens per row, longer ones are cut (default 128)",
     )
-    add("--epochs", type=positive(float), default=3.0, help="default 3")
-    add("--learning-rate", type=positive(float), default=5e-5, help="default 5e-5")
+    add("--epochs", type=positive(float), default=3.0, help="times every row is seen (default 3)")
+    add("--learning-rate", type=positive(float), default=5e-5, help="peak, after a warm-up (default 5e-5)")
     add("--batch-size", type=positive(int), default=32, help="rows per device and step (default 32)")
     add("--sampling-tau", type=float, help="draw a batch's task in proportion to rows^tau (default: every row once)")
-    add("--pooling", choices=("cls", "mean"), default="cls", help="what a head reads (default cls)")
+    add(
+        "--pooling",
+        choices=("cls", "mean"),
+        default="cls",
+        help="what a head reads: cls, the first token's state, after the encoder's pooler if it has one; mean, the "
+        "mean of all tokens' states (default cls)",
+    )
     add(
         "--dropout",
         type=float,
         help="rate in the teacher, which its Transformer students take over; 0 trains faster (default: the encoder's)",
     )
-    add("--seed", type=int, default=0, help="default 0")
+    add("--seed", type=int, default=0, help="of the heads, a subset of rows, their order and dropout (default 0)")
     add(
         "--bf16",
         action=argparse.BooleanOptionalAction,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import gzip
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from fastkd.data.files import DAMAGED
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 
@@ -80,5 +81,5 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
                 if any(field.strip() for field in fields):
                     yield line, fields
                 line = reader.line_num + 1
-    except (csv.Error, EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+    except (csv.Error, *DAMAGED) as error:
         raise ValueError(f"{path} is damaged from line {line}: {error}") from error

@@ -23,13 +23,14 @@ from fastkd.methods.teachers import Folders, Teachers, load_teachers
 from fastkd.training.output import check_output, new_folder
 from fastkd.training.parallel import Add, ReportProgress, train_all
 from fastkd.training.runs import finished_or
-from fastkd.training.signals import TeacherSignal, add_teacher_logits
+from fastkd.training.signals import TeacherSignal, add_teacher_logits, fingerprint
 from fastkd.training.teacher import has_fast_bf16
 from fastkd.training.trainer import MultiTaskTrainer
 
 WITHOUT_KD, WITH_KD = "student without KD", "student with KD"
 Scores = dict[str, dict[int, dict[str, float]]]  # of each row of the table, seed and task
 _TAKEN = ("teacher", "student", "teacher_logits")
+_OWN = {"seed": "seeds", "output_dir": "output"}  # fields of a configuration that the experiment sets, and by what
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Experiment:
             best student of the last row is published.
         data_dir, train_fraction, max_train_rows, paraphrases, augment, max_length: see ``load_encoded``.
         seeds: one student of each row per seed.
-        training: fields of the method's configuration.
+        training: fields of the method's configuration. Unless they are given, no checkpoints are kept, a line is
+            logged every 100 steps, and students are trained on a GPU if there is one, in bfloat16 where it is fast.
     """
 
     teacher: Folders
@@ -68,6 +70,8 @@ class Experiment:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds is {self.seeds}; it must be different numbers of at least 0, one or more")
         if not self.arms:
             object.__setattr__(self, "arms", arms_of(self.method))
         folders = {_folder_name(arm) for arm in self.arms}
@@ -81,9 +85,11 @@ class Experiment:
     def arguments(self, arm: str, seed: int, **options: Any) -> TrainingArguments:
         """The method's configuration for one student."""
         folder = self.student_folder(arm, seed) / "trainer"
-        settings = {**self.training, **_precision(), **self.arms[arm], **options}
-        config = get_method(self.method).config
-        return config(str(folder), seed=seed, save_strategy="no", logging_steps=100, **settings)
+        given = {**self.training, **self.arms[arm]}
+        if taken := [name for name in _OWN if name in given]:
+            raise ValueError(f"training or arms has {taken[0]}; it must be left out, it follows from {_OWN[taken[0]]}")
+        settings = {"save_strategy": "no", "logging_steps": 100, **_precision(), **given, **options}
+        return get_method(self.method).config(str(folder), seed=seed, **settings)
 
     def student_folder(self, arm: str, seed: int) -> Path:
         return Path(self.output) / _folder_name(arm) / f"seed-{seed}"
@@ -94,7 +100,7 @@ class Experiment:
         return get_method(self.method).without_kd.items() <= settings.items()
 
     def described(self, arm: str, seed: int) -> dict[str, Any]:
-        """All that one student depends on, JSON values: what a finished one is known by."""
+        """All settings that one student depends on, JSON values; a finished one is known by them and its rows."""
         shared = ("output", "seeds", "arms")
         own = {name: value for name, value in asdict(self).items() if name not in shared}
         return own | {"arm": dict(self.arms[arm]), "seed": seed}
@@ -124,7 +130,8 @@ def run_experiment(experiment: Experiment, jobs: int | None = None) -> str:
     teachers = load_teachers(experiment.teacher, experiment.tasks)
     material = prepare(experiment, teachers)
     keys = [(arm, seed) for seed in experiment.seeds for arm in experiment.arms]
-    done = train_all(partial(train_student, experiment, material), keys, jobs, f"{len(keys)} students")
+    train = partial(train_student, experiment, material, fingerprints(material))
+    done = train_all(train, keys, jobs, f"{len(keys)} students")
     scores = {arm: {seed: done[arm, seed] for seed in experiment.seeds} for arm in experiment.arms}
     table = report(experiment, teachers, scores, material)
     publish(experiment, scores, table)
@@ -176,14 +183,24 @@ def prepare(experiment: Experiment, teachers: Teachers) -> Material:
     return Material(train, validation, finished_or(output / "teacher", prints, evaluate))
 
 
-def train_student(experiment: Experiment, material: Material, key: tuple[str, int], add: Add) -> dict[str, float]:
+def fingerprints(material: Material) -> dict[str, str]:
+    """Names the tokens and labels of all training and validation rows."""
+    sets = {f"training rows of {task}": rows for task, rows in material.train.datasets.items()}
+    for name, validation in material.validation.items():
+        sets |= {f"validation rows of {name}": rows for rows in validation.datasets.values()}
+    return {name: fingerprint([], None, rows, ("input_ids", "token_type_ids", "labels")) for name, rows in sets.items()}
+
+
+def train_student(
+    experiment: Experiment, material: Material, data: Mapping[str, str], key: tuple[str, int], add: Add
+) -> dict[str, float]:
     """Scores of one student, (arm, seed), from its folder if it is finished, after training it there if not.
 
-    ``add``: see :func:`train_all`.
+    ``data``: of ``fingerprints``, by which a student of other rows is refused. ``add``: see :func:`train_all`.
     """
     arm, seed = key
     train = partial(train_new_student, experiment, material, arm, seed, add)
-    return finished_or(experiment.student_folder(arm, seed), experiment.described(arm, seed), train)
+    return finished_or(experiment.student_folder(arm, seed), {**experiment.described(arm, seed), **data}, train)
 
 
 def train_new_student(experiment: Experiment, material: Material, arm: str, seed: int, add: Add) -> dict[str, float]:

@@ -45,7 +45,7 @@ class FeatureDistillation(PartsTrainer):
     def tap(self, model: nn.Module) -> Taps:
         """For the features that the objective needs."""
         needs = self.objective
-        if modules := [name for name, value in vars(needs).items() if isinstance(value, nn.Module)]:
+        if modules := needs.modules:
             raise ValueError(
                 f"the objective has {modules[0]}, a module that a trainer does not train: give models of equal widths, "
                 "or train both in a loop of your own (docs/baselines.md)"

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from fastkd.losses import attention_kl_div, mse
 from fastkd.methods.feature_distillation import FeatureDistillationTrainer
-from fastkd.methods.logits import check_weights
+from fastkd.methods.logits import check_temperature, check_weights
 from fastkd.methods.objective import Objective, answer, label_loss, logit_loss, weighted
 from fastkd.training.taps import Attention, Features
 
@@ -66,8 +66,7 @@ class MaKDObjective(Objective):
         check_weights(**{f"{name}_weight": weight for name, weight in self.weights.items()})
         if self.matrix_form not in FORMS:
             raise ValueError(f"matrix_form must be one of {', '.join(FORMS)}, got {self.matrix_form!r}")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a positive number, got {self.temperature}")
+        check_temperature(self.temperature)
         if self.layers is not None and (not self.layers or min(self.layers) < 0):
             raise ValueError(f"layers must name layers from 0, or be None for all, got {self.layers}")
         if self.stages is not None:
@@ -155,7 +154,8 @@ class MaKDObjective(Objective):
         if student.keys() != teacher.keys() or not student:
             different = ", ".join(sorted(student.keys() ^ teacher.keys())) or "none at all"
             raise ValueError(f"matrices are compared by name, but one model alone has {different}")
-        names = [name for name in student if self.layers is None or layer_of(name) in self.layers]
+        chosen = self._chosen(1 + max(map(layer_of, student)))
+        names = [name for name in student if layer_of(name) in chosen]
         depth = len({layer_of(name) for name in names})
         kinds = {name: "mha" if is_attention(name) else "ffn" for name in names}
         return [_Error(kinds[n], n, student[n], teacher[n], share=1 / depth) for n in names if self.weights[kinds[n]]]
@@ -166,10 +166,14 @@ class MaKDObjective(Objective):
             raise ValueError(
                 f"{what} are compared layer by layer: the student has {len(student)}, the teacher {len(teacher)}"
             )
-        chosen = range(len(student)) if self.layers is None else self.layers
-        if max(chosen) >= len(student):
-            raise ValueError(f"layers has {max(chosen)}; there are {len(student)} layers, from 0")
-        return {layer: (student[layer], teacher[layer]) for layer in chosen}
+        return {layer: (student[layer], teacher[layer]) for layer in self._chosen(len(student))}
+
+    def _chosen(self, count: int) -> Sequence[int]:
+        """The layers to compare, once it is clear that models of so many layers have them."""
+        chosen = range(count) if self.layers is None else self.layers
+        if max(chosen) >= count:
+            raise ValueError(f"layers has {max(chosen)}; there are {count} layers, from 0")
+        return chosen
 
     def _squared_errors(self, errors: Sequence[_Error], **rows: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Their weighted sum, in one pass over all of them, and the parts."""

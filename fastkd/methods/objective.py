@@ -51,6 +51,11 @@ class Objective:
     def needs_weights(self) -> bool:
         return False
 
+    @property
+    def modules(self) -> list[str]:
+        """Names of what a loop would have to train beside the student."""
+        return [name for name, value in vars(self).items() if isinstance(value, nn.Module)]
+
     def at(self, progress: float) -> Objective:
         """The objective after that part, 0 to 1, of the training."""
         return self

@@ -109,7 +109,10 @@ def open_student(model: str | Path, max_length: int) -> Source:
         raise FileNotFoundError(f"{model} is no folder: name the student's folder that `fastkd distill` made")
     student = AutoModelForSequenceClassification.from_pretrained(model)
     if not isinstance(student, BiAttentiveLSTM):
-        raise ValueError(f"{model} holds a {type(student).__name__}; a BiAttentiveLSTM can be exported")
+        raise ValueError(
+            f"{model} holds a {type(student).__name__}; a BiAttentiveLSTM (--student bilstm) can be exported. "
+            "Any other student is loaded and served by transformers itself"
+        )
     tokenizer = AutoTokenizer.from_pretrained(model)
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of {model} must be a fast one, got {type(tokenizer).__name__}")

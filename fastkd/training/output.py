@@ -35,7 +35,8 @@ def check_output(folder: str | Path, needed_bytes: int = 0) -> Path:
 def new_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder, renamed to ``folder`` when the block succeeds and removed when it fails.
 
-    ``replace`` removes an older ``folder`` once the new one is whole; without it, one that holds something is refused.
+    ``replace`` removes an older ``folder`` once the new one stands in its place; without it, one that holds
+    something is refused.
     """
     path = Path(folder) if replace else check_output(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,12 +45,24 @@ def new_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
         with saving(path):
             yield partial
         partial.chmod(0o777 & ~_umask())
-        if replace:
-            shutil.rmtree(path, ignore_errors=True)
-        os.replace(partial, path)
+        (_exchange if replace else os.replace)(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Renames ``new`` to ``path``; a folder that was there is removed after that, and put back where it fails."""
+    old = new.with_name(f"{new.name}.old")
+    if path.is_dir():
+        os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        if old.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -79,10 +79,10 @@ class TeacherSignal:
         return fingerprint([task, self.orders[task], str(self.autocast)], self.teachers[task], rows, columns)
 
 
-def fingerprint(settings: list[Any], model: nn.Module, rows: Dataset, columns: Sequence[str]) -> str:
-    """Names settings, weights of a model and columns of its data together, so that what came of others is not used."""
+def fingerprint(settings: list[Any], model: nn.Module | None, rows: Dataset, columns: Sequence[str]) -> str:
+    """Names settings, weights of a model and columns of data together, so that what came of others is not used."""
     digest = hashlib.sha256(json.dumps(settings).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items() if model else ()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     for batch in rows.select_columns(list(columns)).iter(1000):

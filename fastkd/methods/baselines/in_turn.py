@@ -14,6 +14,8 @@ from fastkd.methods.objective import Objective
 class InTurn(Objective):
     """``first`` up to the part ``switch`` of the training, ``then`` from there on.
 
+    An objective with stages of its own is told of the whole training's progress.
+
     The released codes train twice, each time with a schedule of the learning rate of its own; one training with one
     schedule is a choice of this project.
 
@@ -41,8 +43,20 @@ class InTurn(Objective):
     def needs_hidden(self) -> bool:
         return self.first.needs_hidden or self.then.needs_hidden
 
+    @property
+    def needs_maps(self) -> bool:
+        return self.first.needs_maps or self.then.needs_maps
+
+    @property
+    def needs_weights(self) -> bool:
+        return self.first.needs_weights or self.then.needs_weights
+
+    @property
+    def modules(self) -> list[str]:
+        return self.first.modules + self.then.modules
+
     def at(self, progress: float) -> Objective:
-        return self.first if progress < self.switch else self.then
+        return (self.first if progress < self.switch else self.then).at(progress)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         raise TypeError("which of the two depends on the training: call at(progress) for it")
