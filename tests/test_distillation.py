@@ -185,3 +185,24 @@ def test_a_classifier_of_other_labels_or_of_several_tasks_is_refused(data, teach
     ):
         with pytest.raises(ValueError, match=message):
             trainer_for(tmp_path, train, teacher, student=BertForSequenceClassification(config))
+
+
+def test_a_student_without_a_task_or_with_its_labels_turned_is_refused(data, teacher, tmp_path):
+    turned, stsb = {"sst2": {"labels": ["positive", "negative"]}}, {"stsb": TASKS["stsb"]}
+    rows = MultiTaskDataset({"sst2": data[0].datasets["sst2"]})
+    for tasks, message in (
+        (turned, r"labels of sst2 are \['negative', 'positive'\], but those of the student are \['positive', 'negat"),
+        (stsb, "the student has no head for sst2; its tasks are stsb"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer_for(tmp_path, rows, teacher, student=MultiTaskEncoder(MultiTaskEncoderConfig(bert_config(), tasks)))
+
+
+def test_a_teacher_may_have_the_labels_in_another_order(data, tmp_path):
+    torch.manual_seed(0)
+    turned = MultiTaskEncoderConfig(bert_config(initializer_range=1.0), {"sst2": {"labels": ["positive", "negative"]}})
+    teacher, rows = MultiTaskEncoder(turned), MultiTaskDataset({"sst2": data[0].datasets["sst2"]})
+    trainer = trainer_for(tmp_path, rows, teacher)
+    batch = COLLATE([rows[index] for index in range(4)])
+    want = teacher(**{name: value for name, value in batch.items() if name != "labels"}).logits.flip(1)
+    torch.testing.assert_close(trainer.signal(batch), want)

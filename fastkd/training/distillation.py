@@ -36,7 +36,8 @@ class DistillationTrainer(PartsTrainer, MultiTaskTrainer):
         **kwargs: of ``MultiTaskTrainer``.
 
     Raises:
-        ValueError: no teacher where one is needed, or a teacher without the student's tasks, label names or vocabulary.
+        ValueError: a student without a head for a task of the training rows, or with other labels or another order of
+            them; no teacher where one is needed, or one without the student's tasks, label names or vocabulary.
     """
 
     def __init__(

@@ -27,6 +27,7 @@ from transformers import (
 import fastkd.students  # noqa: F401  makes the Auto classes know the students
 from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, load_encoded
 from fastkd.data.glue import TASKS
+from fastkd.training.adoption import refuse_missing_heads, refuse_other_labels
 from fastkd.training.output import check_output, new_folder
 from fastkd.training.parallel import Add, ReportProgress, train_all
 from fastkd.training.report import usage
@@ -122,7 +123,9 @@ def finetune(
     check_output(output_dir, needed_bytes=4 * model.num_parameters())
     subset: dict[str, Any] = {"train_fraction": train_fraction, "max_train_rows": max_train_rows}
     rows = load_encoded([task], tokenizer, max_length, data_dir, seed=seed, **subset)
-    _refuse_other_labels(student, task, model.config.tasks[task]["labels"], rows[0].tasks[task].label_names)
+    refuse_other_labels(
+        f"the student in {student}", task, model.config.tasks[task]["labels"], rows[0].tasks[task].label_names
+    )
     options = {"seed": seed, "bf16": has_fast_bf16(), "use_cpu": not torch.accelerator.is_available()}
     train = partial(
         train_candidate, student, task, MultiTaskCollator(tokenizer), *rows, {**DEFAULTS, **options, **arguments}
@@ -147,18 +150,12 @@ def _load(folder: str | Path, task: str) -> PreTrainedModel:
     except (ValueError, OSError, SafetensorError) as error:
         raise ValueError(f"no student can be loaded from {folder}: {' '.join(str(error).split())}") from error
     tasks = getattr(model.config, "tasks", {})
-    if task not in tasks:
-        raise ValueError(f"the student in {folder} has no head for {task}; its tasks are {', '.join(tasks) or 'none'}")
+    refuse_missing_heads(f"the student in {folder}", [task], tasks)
     if task in TASKS:
-        _refuse_other_labels(folder, task, tasks[task]["labels"], TASKS[task].label_names)
+        refuse_other_labels(f"the student in {folder}", task, tasks[task]["labels"], TASKS[task].label_names)
     model.config.tasks = {task: tasks[task]}
     model.heads = nn.ModuleDict({task: model.heads[task]})
     return model  # type: ignore[no-any-return]
-
-
-def _refuse_other_labels(folder: str | Path, task: str, theirs: Sequence[str], names: Sequence[str]) -> None:
-    if list(theirs) != list(names):
-        raise ValueError(f"labels of {task} are {list(names)}, but those of the student in {folder} are {list(theirs)}")
 
 
 def train_candidate(
