@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fastkd.losses import mixup
 from fastkd.mixup import Mix
@@ -32,7 +33,8 @@ class EmbeddingMixer:
     MixKD (arXiv 2011.00593) mixes embeddings; the rest is not known to us, so these are options:
 
     Args:
-        model: unwrapped, with ``get_input_embeddings()``. The hooks stay on it, idle, until :meth:`close`.
+        model: unwrapped, with ``get_input_embeddings()``. The hooks stay on it, idle, until :meth:`close`; a later
+            block puts them back.
         stage: ``"word"`` mixes the word embeddings alone; positions and token types are those of the example itself.
             ``"sum"`` mixes the token types' embeddings too, and those of positions that depend on where the pads are,
             as RoBERTa's do, so that the sum of word, type and position is exactly mixed before its normalisation.
@@ -53,19 +55,21 @@ class EmbeddingMixer:
         self.zero_pads = pads == "zero"
         words: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
         types, positions = _named(model, "token_type_embeddings"), _numbered_positions(model)
-        mixed = {"word": [words], "sum": [words, *types, *positions]}.get(stage) or [_holder(model, words)]
+        self._mixed = {"word": [words], "sum": [words, *types, *positions]}.get(stage) or [_holder(model, words)]
+        self._renumbered = positions if stage == "word" and self.union else []
         self.mixes_types = stage == "post_ln" or (stage == "sum" and bool(types))
         self._mix: Mix | None = None
         self._real: Tensor | None = None
-        self._handles = [module.register_forward_hook(self._hook) for module in mixed]
-        if stage == "word" and self.union:
-            self._handles += [table.register_forward_pre_hook(self._renumber) for table in positions]
+        self._handles: list[RemovableHandle] = []
+        self._attach()
 
     @contextmanager
     def __call__(self, mix: Mix, real: Tensor | None = None) -> Iterator[None]:
         """Mixes by ``mix`` in the block. ``real`` (B, L), 0 at the examples' pads, is needed to put zeros there."""
         if self.zero_pads and real is None:
             raise ValueError('real is None; pads="zero" needs to know where the pads are')
+        if not self._handles:
+            self._attach()
         self._mix, self._real = mix, real
         try:
             yield
@@ -87,8 +91,14 @@ class EmbeddingMixer:
         return inputs
 
     def close(self) -> None:
+        """Takes the hooks off the model until the next ``with`` block."""
         for handle in self._handles:
             handle.remove()
+        self._handles = []
+
+    def _attach(self) -> None:
+        self._handles = [module.register_forward_hook(self._hook) for module in self._mixed]
+        self._handles += [table.register_forward_pre_hook(self._renumber) for table in self._renumbered]
 
     def _hook(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         if self._mix is None:

@@ -177,6 +177,11 @@ class MixKDTrainer(DistillationTrainer):
     def _mixer(self, model: nn.Module) -> EmbeddingMixer:
         return EmbeddingMixer(model, stage=self.args.mix_stage, mask=self.args.mix_mask, pads=self.args.mix_pads)
 
+    def release_models(self) -> None:
+        for mixer in (self._student_mixer, *self._teacher_mixers.values()):
+            if mixer is not None:
+                mixer.close()
+
     def tasks_to_ask(self, datasets: Mapping[str, Any]) -> list[str]:
         if self.objective.alpha_tmkd:
             return list(datasets)
