@@ -103,6 +103,7 @@ class DistillationTrainer(PartsTrainer, MultiTaskTrainer):
             return super().rows_of(place)
         sampler.set_epoch(epoch)
         number = (step * accumulation + place.micro_batch) * processes + self.args.process_index
+        number %= len(sampler)  # Accelerate fills up an epoch's last round of processes with its first batches
         rows = [dataset[index] for index in next(islice(iter(sampler), number, None))]
         return f"task {rows[0]['task']}, rows {', '.join(str(row['row']) for row in rows)}"
 
