@@ -113,7 +113,7 @@ def finetune(
         The best evaluation of every training, in the order of ``learning_rates``.
 
     Raises:
-        ValueError: the student has no head for the task, or other labels; a learning rate is not positive.
+        ValueError: the student has no ``heads``, none for the task, or other labels; a learning rate is not positive.
         FileExistsError: ``output_dir`` holds something.
     """
     if not learning_rates or not all(0 < rate < float("inf") for rate in learning_rates):
@@ -123,13 +123,9 @@ def finetune(
     check_output(output_dir, needed_bytes=4 * model.num_parameters())
     subset: dict[str, Any] = {"train_fraction": train_fraction, "max_train_rows": max_train_rows}
     rows = load_encoded([task], tokenizer, max_length, data_dir, seed=seed, **subset)
-    refuse_other_labels(
-        f"the student in {student}", task, model.config.tasks[task]["labels"], rows[0].tasks[task].label_names
-    )
-    options = {"seed": seed, "bf16": has_fast_bf16(), "use_cpu": not torch.accelerator.is_available()}
-    train = partial(
-        train_candidate, student, task, MultiTaskCollator(tokenizer), *rows, {**DEFAULTS, **options, **arguments}
-    )
+    labels = model.config.tasks[task]["labels"]
+    refuse_other_labels(f"the student in {student}", task, labels, rows[0].tasks[task].label_names)
+    train = partial(train_candidate, student, task, MultiTaskCollator(tokenizer), *rows, {"seed": seed, **arguments})
     done = train_all(train, list(learning_rates), jobs=1, description=f"fine-tuning on {task}")
     best = max(done.values(), key=lambda candidate: candidate.score)
     model.load_state_dict(best.weights)
@@ -151,6 +147,11 @@ def _load(folder: str | Path, task: str) -> PreTrainedModel:
         raise ValueError(f"no student can be loaded from {folder}: {' '.join(str(error).split())}") from error
     tasks = getattr(model.config, "tasks", {})
     refuse_missing_heads(f"the student in {folder}", [task], tasks)
+    if not hasattr(model, "heads"):
+        raise ValueError(
+            f"the student in {folder} is a {type(model).__name__}, which has no heads: fine-tune it by MKDTrainer with "
+            "distillation_weight=0 and hard_label_weight=1"
+        )
     if task in TASKS:
         refuse_other_labels(f"the student in {folder}", task, tasks[task]["labels"], TASKS[task].label_names)
     model.config.tasks = {task: tasks[task]}
@@ -173,7 +174,7 @@ def train_candidate(
     Args:
         student, task: see :func:`finetune`.
         rows, validation: encoded, of that task alone.
-        arguments: of ``transformers.TrainingArguments``, over ``DEFAULTS``.
+        arguments: of ``transformers.TrainingArguments``, over ``DEFAULTS`` and the machine's fastest precision.
         add: see :func:`train_all`.
     """
     keep = KeepBest(learning_rate)
