@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fastkd.losses import mixup
 from fastkd.mixup import Mix
@@ -16,7 +17,6 @@ STAGES = ("word", "sum", "post_ln")
 MASKS = ("union", "first")
 PADS = ("embed", "zero")
 
-_TYPES = "token_type_embeddings"
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
@@ -33,13 +33,16 @@ class EmbeddingMixer:
     MixKD (arXiv 2011.00593) mixes embeddings; the rest is not known to us, so these are options:
 
     Args:
-        model: unwrapped, with ``get_input_embeddings()``. The hooks stay on it, idle, until :meth:`close`.
+        model: unwrapped, with ``get_input_embeddings()``. The hooks stay on it, idle, until :meth:`close`; a later
+            block puts them back.
         stage: ``"word"`` mixes the word embeddings alone; positions and token types are those of the example itself.
-            ``"sum"`` mixes the token types' embeddings too, so that the sum of word, type and position is exactly
-            mixed before its normalisation. ``"post_ln"`` mixes what the module that holds the word embeddings gives,
-            after its normalisation and dropout.
-        mask: ``"union"``: a token of the mixture counts where it does in either example. ``"first"``: where it does
-            in the example itself, so a longer partner is cut.
+            ``"sum"`` mixes the token types' embeddings too, and those of positions that depend on where the pads are,
+            as RoBERTa's do, so that the sum of word, type and position is exactly mixed before its normalisation.
+            ``"post_ln"`` mixes what the module that holds the word embeddings gives, after its normalisation and
+            dropout.
+        mask: ``"union"``: a token of the mixture counts where it does in either example, and a model that numbers its
+            tokens, as RoBERTa does, numbers these. ``"first"``: where it does in the example itself, so a longer
+            partner is cut.
         pads: ``"embed"`` mixes a pad's embedding as any other; ``"zero"`` puts zeros in its place.
 
     Raises:
@@ -51,18 +54,22 @@ class EmbeddingMixer:
         self.union = mask == "union"
         self.zero_pads = pads == "zero"
         words: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-        types = [module for name, module in model.named_modules() if name.split(".")[-1] == _TYPES]
-        mixed = {"word": [words], "sum": [words, *types]}.get(stage) or [_holder(model, words)]
+        types, positions = _named(model, "token_type_embeddings"), _numbered_positions(model)
+        self._mixed = {"word": [words], "sum": [words, *types, *positions]}.get(stage) or [_holder(model, words)]
+        self._renumbered = positions if stage == "word" and self.union else []
         self.mixes_types = stage == "post_ln" or (stage == "sum" and bool(types))
         self._mix: Mix | None = None
         self._real: Tensor | None = None
-        self._handles = [module.register_forward_hook(self._hook) for module in mixed]
+        self._handles: list[RemovableHandle] = []
+        self._attach()
 
     @contextmanager
     def __call__(self, mix: Mix, real: Tensor | None = None) -> Iterator[None]:
         """Mixes by ``mix`` in the block. ``real`` (B, L), 0 at the examples' pads, is needed to put zeros there."""
         if self.zero_pads and real is None:
             raise ValueError('real is None; pads="zero" needs to know where the pads are')
+        if not self._handles:
+            self._attach()
         self._mix, self._real = mix, real
         try:
             yield
@@ -84,8 +91,14 @@ class EmbeddingMixer:
         return inputs
 
     def close(self) -> None:
+        """Takes the hooks off the model until the next ``with`` block."""
         for handle in self._handles:
             handle.remove()
+        self._handles = []
+
+    def _attach(self) -> None:
+        self._handles = [module.register_forward_hook(self._hook) for module in self._mixed]
+        self._handles += [table.register_forward_pre_hook(self._renumber) for table in self._renumbered]
 
     def _hook(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         if self._mix is None:
@@ -94,12 +107,30 @@ class EmbeddingMixer:
             output = output * self._real[..., None].to(output.dtype)
         return mixup(output, *self._mix)
 
+    def _renumber(self, table: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        """The positions of the mixtures' tokens, from those of the examples', whose pads are at ``padding_idx``."""
+        if self._mix is None:
+            return None
+        pad, (positions,) = cast(int, table.padding_idx), inputs
+        real = positions != pad
+        union = real | real[self._mix.permutation]
+        return (pad + union.cumsum(1) * union,)
+
 
 def check_options(**options: str) -> None:
     """Refuses an unknown ``stage``, ``mask`` or ``pads``."""
     for name, known in (("stage", STAGES), ("mask", MASKS), ("pads", PADS)):
         if options[name] not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {options[name]!r}")
+
+
+def _named(model: nn.Module, last: str) -> list[nn.Module]:
+    return [module for name, module in model.named_modules() if name.split(".")[-1] == last]
+
+
+def _numbered_positions(model: nn.Module) -> list[nn.Module]:
+    """The tables of positions that are token numbers, with one entry for all pads: those of RoBERTa and its kin."""
+    return [table for table in _named(model, "position_embeddings") if getattr(table, "padding_idx", None) is not None]
 
 
 def _holder(model: nn.Module, words: nn.Module) -> nn.Module:

@@ -14,6 +14,8 @@ from fastkd.data.augment import augment
 from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, load_encoded
 from fastkd.data.task import custom_task
 from fastkd.data.word_classes import induce_word_classes
+from fastkd.methods.mixkd import MixKDObjective
+from fastkd.mixup import Mix
 from fastkd.training.classifiers import task_loss
 
 SINGLE = custom_task("single", ("text",), ("no", "yes"))
@@ -175,3 +177,15 @@ def test_a_row_without_a_label_adds_nothing_to_the_mean_over_rows(logits, labels
     nothing = task_loss(logits, unlabelled)
     assert nothing.item() == 0
     assert torch.autograd.grad(nothing, logits)[0].abs().max() == 0
+
+
+@pytest.mark.parametrize("wrong", [-100, 3])
+def test_a_label_that_is_no_class_is_refused(wrong):
+    labels, message = torch.tensor([2, -1, wrong]), f"labels has {wrong}; they must be classes from 0 to 2, or -1"
+    with pytest.raises(ValueError, match=message):
+        task_loss(torch.randn(3, 3), labels)
+    mix = Mix(torch.tensor([1, 0, 2]), torch.full((3,), 0.5))
+    with pytest.raises(ValueError, match=message):
+        MixKDObjective(alpha_mle=0.0, alpha_tmkd=0.0)(
+            torch.randn(3, 3), labels, mixed_student_logits=torch.randn(3, 3), mix=mix
+        )

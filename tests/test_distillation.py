@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file
 from test_mkd import COLLATE, TASKS, trainer_for
 from tiny import bert_config, tokenizer, write_glue
@@ -18,6 +19,7 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     RobertaConfig,
+    TrainingArguments,
 )
 
 from fastkd.data.encode import MultiTaskDataset, load_encoded
@@ -83,6 +85,25 @@ def test_a_loss_that_is_nan_stops_the_training_and_saves_nothing_of_it(data, tea
     assert message.endswith(f"the last good checkpoint is {kept}")
     assert last_checkpoint(tmp_path) == str(kept)
     assert all(tensor.isfinite().all() for tensor in load_file(kept / "model.safetensors").values())
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(5, 2), (5, 3), (7, 2), (24, 3)])
+def test_the_rows_of_a_place_are_those_that_a_process_was_given(
+    data, teacher, tmp_path, monkeypatch, batch_size, processes
+):
+    rows = MultiTaskDataset({"sst2": data[0].datasets["sst2"]})
+    trainer = trainer_for(tmp_path, rows, teacher, per_device_train_batch_size=batch_size)
+    sampler = trainer.get_train_dataloader().batch_sampler
+    monkeypatch.setattr(TrainingArguments, "world_size", processes)
+    for process in range(processes):
+        given = BatchSamplerShard(sampler, processes, process)
+        monkeypatch.setattr(TrainingArguments, "process_index", process)
+        monkeypatch.setattr(trainer, "get_train_dataloader", lambda given=given: given)
+        for epoch in range(2):
+            sampler.set_epoch(epoch)
+            for step, batch in enumerate(list(given)):
+                place = Place(epoch * len(given) + step, 0)
+                assert trainer.rows_of(place) == f"task sst2, rows {', '.join(str(rows[i]['row']) for i in batch)}"
 
 
 def test_a_checkpoint_cut_short_is_not_the_last_one(data, teacher, tmp_path):
@@ -185,3 +206,24 @@ def test_a_classifier_of_other_labels_or_of_several_tasks_is_refused(data, teach
     ):
         with pytest.raises(ValueError, match=message):
             trainer_for(tmp_path, train, teacher, student=BertForSequenceClassification(config))
+
+
+def test_a_student_without_a_task_or_with_its_labels_turned_is_refused(data, teacher, tmp_path):
+    turned, stsb = {"sst2": {"labels": ["positive", "negative"]}}, {"stsb": TASKS["stsb"]}
+    rows = MultiTaskDataset({"sst2": data[0].datasets["sst2"]})
+    for tasks, message in (
+        (turned, r"labels of sst2 are \['negative', 'positive'\], but those of the student are \['positive', 'negat"),
+        (stsb, "the student has no head for sst2; its tasks are stsb"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer_for(tmp_path, rows, teacher, student=MultiTaskEncoder(MultiTaskEncoderConfig(bert_config(), tasks)))
+
+
+def test_a_teacher_may_have_the_labels_in_another_order(data, tmp_path):
+    torch.manual_seed(0)
+    turned = MultiTaskEncoderConfig(bert_config(initializer_range=1.0), {"sst2": {"labels": ["positive", "negative"]}})
+    teacher, rows = MultiTaskEncoder(turned), MultiTaskDataset({"sst2": data[0].datasets["sst2"]})
+    trainer = trainer_for(tmp_path, rows, teacher)
+    batch = COLLATE([rows[index] for index in range(4)])
+    want = teacher(**{name: value for name, value in batch.items() if name != "labels"}).logits.flip(1)
+    torch.testing.assert_close(trainer.signal(batch), want)

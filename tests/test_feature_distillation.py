@@ -18,6 +18,7 @@ from fastkd.methods.baselines.seqkd import teacher_responses
 from fastkd.methods.feature_distillation import LanguageModelDistillationTrainer, SpanDistillationTrainer
 from fastkd.methods.makd import MaKDConfig, MaKDObjective
 from fastkd.students import factorize, plan_factorization
+from fastkd.training.attention import TAPS
 from fastkd.training.taps import Taps
 
 
@@ -54,6 +55,7 @@ class Kind:
         with taps.record() as features:
             names = ("input_ids", "attention_mask", "token_type_ids")
             output = model(**{name: batch[name] for name in names if name in batch})
+        taps.close()
         if self.spans:
             logits = torch.stack([output.start_logits, output.end_logits], 1)
             features.logits = logits.masked_fill(batch["attention_mask"][:, None] == 0, -torch.inf)
@@ -109,6 +111,24 @@ def test_training_brings_the_student_closer(kind, tmp_path):
     logged = [entry for entry in trainer.state.log_history if "loss_mha" in entry]
     for part in ("attention", "hidden", "mha", "ffn"):
         assert logged[-1][f"loss_{part}"] < 0.9 * logged[0][f"loss_{part}"], part
+
+
+def hooked(model):
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or vars(module).get(TAPS) for module in model.modules()
+    )
+
+
+def test_trainers_may_share_a_teacher_and_leave_it_as_it_was(kind, tmp_path):
+    args = MaKDConfig(str(tmp_path), use_cpu=True, disable_tqdm=True, save_strategy="no", max_steps=1)
+    students, teacher = [copy.deepcopy(kind.student) for _ in range(2)], copy.deepcopy(kind.teacher)
+    trainers = [
+        kind.trainer(student, args, kind.collate, kind.rows, objective=args.objective(), teacher=teacher)
+        for student in students
+    ]
+    for trainer in (*trainers, trainers[0]):
+        trainer.train()
+    assert not any(map(hooked, (*students, teacher)))
 
 
 def test_labels_alone_need_no_teacher(kind, tmp_path):

@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import bert_config, same_answers, tokenizer, write_glue
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification, BertModel
 
 from fastkd.cli import main
 from fastkd.cli.config import read_options
 from fastkd.data.glue import GLUE
 from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig, transformer_student
 from fastkd.training import trainer
+from fastkd.training.adoption import adopt
 from fastkd.training.finetune import finetune
 from fastkd.training.trainer import MultiTaskTrainer
 
@@ -159,3 +160,13 @@ def test_a_student_of_other_labels_is_refused(folder, tmp_path):
     tokenizer().save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match=r"labels of sst2 are \['negative', 'positive'\], but those of the student"):
         finetune(tmp_path / "other", "sst2", tmp_path / "run", data_dir=folder / "glue")
+
+
+def test_a_classifier_without_heads_is_refused(folder, tmp_path, capsys):
+    student = BertForSequenceClassification(bert_config())
+    adopt(student, {"sst2": ["negative", "positive"]})
+    for part in (student, tokenizer()):
+        part.save_pretrained(tmp_path / "plain")
+    assert main(command(folder, "bilstm", tmp_path / "run", "--student", str(tmp_path / "plain"))) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "is a BertForSequenceClassification, which has no heads: fine-tune it by MKDTrainer" in error

@@ -138,12 +138,21 @@ def test_a_models_own_generation_config_changes_nothing():
     assert other.training
 
 
+def test_a_model_whose_responses_break_off_is_in_its_mode_again(monkeypatch):
+    model = decoder().train()
+    monkeypatch.setattr(model, "generate", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generate_responses(model, byte_tokenizer(), PROMPTS, max_new_tokens=4)
+    assert model.training
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"temperature": 0.0}, r"temperature is 0\.0; it must be above 0"),
         ({"top_p": 0.0}, r"top_p is 0\.0; it must be above 0 and at most 1"),
         ({"top_k": -1}, "top_k is -1; it must be at least 0"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"max_new_tokens": 255}, "max_new_tokens is 255, and the longest prompt has 20 tokens; .* 256 positions"),
     ],
 )

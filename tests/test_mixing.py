@@ -4,11 +4,14 @@ import pytest
 import torch
 from tiny import bert_config
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
+    BertConfig,
     BertModel,
     DistilBertConfig,
     ElectraConfig,
     ModernBertConfig,
+    MPNetConfig,
     RobertaConfig,
 )
 
@@ -69,8 +72,9 @@ def test_post_ln_mixes_what_the_embeddings_give(bert):
         got = bert.embeddings(IDS, TYPES)
     torch.testing.assert_close(got, mixed(plain), rtol=1e-5, atol=1e-6)
     mixer.close()
+    assert not any(module._forward_hooks for module in bert.modules())
     with mixer(MIX):
-        torch.testing.assert_close(bert.embeddings(IDS, TYPES), plain)
+        torch.testing.assert_close(bert.embeddings(IDS, TYPES), got, rtol=0, atol=0)
 
 
 def test_zero_pads_leave_a_share_of_the_partner_alone(bert):
@@ -103,7 +107,9 @@ def test_outside_the_block_the_model_is_as_it_was(bert):
 
 SIZES = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 FAMILIES = {
-    "roberta": RobertaConfig(**SIZES, max_position_embeddings=32, pad_token_id=0),
+    "bert": BertConfig(**SIZES, max_position_embeddings=32),
+    "mpnet": MPNetConfig(**SIZES, max_position_embeddings=32, pad_token_id=1),
+    "roberta": RobertaConfig(**SIZES, max_position_embeddings=32, pad_token_id=1),
     "electra": ElectraConfig(**SIZES, embedding_size=8, max_position_embeddings=32),
     "distilbert": DistilBertConfig(
         vocab_size=16, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=32
@@ -133,6 +139,45 @@ def test_an_example_mixed_with_one_like_it_is_itself(family, stage):
     logits[2].sum().backward()
     gradient = model.get_input_embeddings().weight.grad
     assert gradient[[5, 9]].abs().amin(1).min() > 0  # tokens of both
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("mask", ["union", "first"])
+@pytest.mark.parametrize("stage", ["word", "sum", "post_ln"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_of_one_example_is_that_example_whatever_its_partners_length(family, stage, mask, side):
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(FAMILIES[family]).eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data.mul_(20.0)  # or the first token would hardly see the others
+    ids = IDS if side == "right" else torch.stack([row.roll(int((row == 0).sum())) for row in IDS])
+    batch = {"input_ids": ids + FAMILIES[family].pad_token_id, "attention_mask": (ids != 0).long()}
+    plain = model(**batch).logits
+    mixer = EmbeddingMixer(model, stage=stage, mask=mask)
+    # Of lengths 6, 3 and 4: partners that are shorter where λ is 1, longer or equal where it is 0.
+    mix = Mix(torch.tensor([1, 0, 2]), torch.tensor([1.0, 0.0, 0.0]))
+    with mixer(mix):
+        got = model(**mixer.inputs(batch, mix)).logits
+    same = [0, 0, 2] if mask == "union" else [0, None, 2]  # "first" cuts the longer partner
+    for row, example in enumerate(same):
+        if example is not None:
+            torch.testing.assert_close(got[row], plain[example], rtol=1e-5, atol=1e-5)
+    assert (plain[0] - plain[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("pads", ["embed", "zero"])
+@pytest.mark.parametrize("family", ["roberta", "mpnet"])
+def test_sum_mixes_positions_that_are_token_numbers(family, pads):
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(FAMILIES[family]).eval()
+    norm = next(module for name, module in model.named_modules() if name.endswith("embeddings.LayerNorm"))
+    batch = {"input_ids": IDS + FAMILIES[family].pad_token_id, "attention_mask": MASK}
+    plain = input_of(norm, lambda: model(**batch))
+    mixer = EmbeddingMixer(model, stage="sum", pads=pads)
+    with mixer(MIX, MASK):
+        got = input_of(norm, lambda: model(**mixer.inputs(batch, MIX)))
+    torch.testing.assert_close(got, mixed(plain if pads == "embed" else plain * MASK[..., None]), rtol=1e-5, atol=1e-6)
 
 
 def bilstm():
@@ -172,17 +217,20 @@ def test_pads_before_the_text_mix_as_pads_after_it_do():
     assert (logits[0] - model(**equal).logits).abs().max() > 1e-6
 
 
-def test_compiled_models_mix():
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_compiled_models_mix(family):
     torch.manual_seed(0)
-    model = BertModel(bert_config(initializer_range=1.0)).eval()
+    model = AutoModel.from_config(FAMILIES[family]).eval()
+    batch = {"input_ids": IDS + FAMILIES[family].pad_token_id, "attention_mask": MASK}
     mixer = EmbeddingMixer(model)
+    torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    plain = compiled(**EXAMPLES).last_hidden_state
+    plain = compiled(**batch).last_hidden_state
     with mixer(MIX):
-        want, got = (each(**mixer.inputs(EXAMPLES, MIX)).last_hidden_state for each in (model, compiled))
+        want, got = (each(**mixer.inputs(batch, MIX)).last_hidden_state for each in (model, compiled))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     assert (got - plain).abs().max() > 1e-3
-    torch.testing.assert_close(compiled(**EXAMPLES).last_hidden_state, plain, rtol=0, atol=0)
+    torch.testing.assert_close(compiled(**batch).last_hidden_state, plain, rtol=0, atol=0)
 
 
 def test_bad_options_are_refused(bert):

@@ -148,6 +148,18 @@ def test_the_student_learns_what_the_teacher_says_of_mixtures(data, teacher, tmp
     torch.testing.assert_close(teacher.state_dict(), before, rtol=0, atol=0)
 
 
+def test_no_hook_is_left_after_training_and_a_second_one_mixes_too(data, tmp_path):
+    trainer = trainer_for(tmp_path, data[0], encoder(0), max_steps=1)
+    teacher = trainer.signal.teachers["sst2"]
+    for _ in range(2):
+        trainer.train()
+        assert not any(module._forward_hooks for model in (teacher, trainer.model) for module in model.modules())
+    batch, mix = COLLATE([data[0][0], data[0][1]]), Mix(torch.tensor([1, 0]), torch.zeros(2))
+    copies = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    plain = teacher(**copies, task=batch["task"]).logits
+    torch.testing.assert_close(trainer._teacher_logits(copies, mix, batch["task"]), plain.flip(0))
+
+
 def test_draws_differ_by_step_and_are_many(data, teacher, tmp_path):
     trainer = trainer_for(tmp_path, data[0], teacher, n_mix=3)
     first, again = trainer._draw(8, torch.device("cpu")), trainer._draw(8, torch.device("cpu"))

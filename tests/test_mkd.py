@@ -54,6 +54,12 @@ def test_a_regression_takes_squared_errors_only():
     assert total.item() == pytest.approx(1.625)
 
 
+def test_a_row_without_a_label_adds_nothing_and_counts():
+    _, parts = MKDObjective(hard_label_weight=1.0)(STUDENT, TEACHER, torch.tensor([2, -1]))
+    alone = F.cross_entropy(STUDENT[:1], LABELS[:1]).item()
+    assert parts["hard_label"].item() == pytest.approx(alone / 2, rel=1e-6)
+
+
 def test_training_without_a_teacher_needs_no_logits():
     total, parts = MKDObjective(distillation_weight=0.0, hard_label_weight=1.0)(STUDENT, labels=LABELS)
     assert list(parts) == ["hard_label"]

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from fastkd.students import BiAttentiveLSTM, BiAttentiveLSTMConfig
 from fastkd.students.bilstm import BiLSTM
+from fastkd.training.classifiers import task_loss
 
 TASKS = {"nli": {"labels": ["entailment", "neutral", "contradiction"]}, "similarity": {"labels": []}}
 
@@ -186,6 +187,15 @@ def test_labels_give_the_loss_of_the_task():
     assert model(**batch, task="similarity", labels=scores).loss.item() == pytest.approx(
         (predicted - scores).square().mean().item(), rel=1e-5
     )
+
+
+def test_rows_without_a_label_add_nothing_to_the_loss():
+    model, batch = tiny(), pack(PAIRS, 7)
+    for task, missing, labels in (("nli", -1, [2, 0, 1]), ("similarity", torch.nan, [0.5, 3.0, 5.0])):
+        logits = model(**batch, task=task).logits
+        want = sum(task_loss(logits[row, None], torch.tensor(labels[row : row + 1])) for row in (0, 2)) / 3
+        labels[1] = missing
+        torch.testing.assert_close(model(**batch, task=task, labels=torch.tensor(labels)).loss, want)
 
 
 def test_bad_input_is_refused():

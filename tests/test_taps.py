@@ -8,6 +8,7 @@ from families import BATCH, ENCODERS, FAMILIES, MASK, make
 from torch.nn import functional as F
 from transformers import BartConfig, BartForSequenceClassification, MPNetConfig, MPNetModel
 
+from fastkd.training.attention import TAPS
 from fastkd.training.taps import Taps
 
 
@@ -104,7 +105,14 @@ def test_compiled_and_checkpointed_models_have_the_same_gradients(name):
             torch.testing.assert_close(got[parameter], gradient, rtol=1e-4, atol=1e-6, msg=f"{how}: {parameter}")
 
 
-def test_nothing_is_recorded_outside_the_block_and_after_close():
+def hooks_on(model):
+    modules = list(model.modules())
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules), [
+        taps for module in modules for taps in vars(module).get(TAPS, [])
+    ]
+
+
+def test_nothing_is_recorded_outside_the_block_and_nothing_is_left_after_close():
     model = make("bert")
     taps = Taps(model, maps=True)
     with taps.record() as features:
@@ -113,9 +121,34 @@ def test_nothing_is_recorded_outside_the_block_and_after_close():
     assert len(features.hidden) == 4
     assert len(features.attention) == 3
     taps.close()
-    with taps.record() as features:
+    assert hooks_on(model) == (0, [])
+    with taps.record() as again:
         model(**BATCH)
-    assert not any((features.hidden, features.attention, features.outputs))
+    for attention, before in zip(again.attention, features.attention, strict=True):
+        torch.testing.assert_close(attention.query, before.query)
+    assert len(again.hidden) == 4
+    assert again.outputs.keys() == features.outputs.keys()
+
+
+def test_a_model_may_have_several_taps():
+    model = make("bert")
+    first, second = Taps(model), Taps(model, hidden=False)
+    with first.record() as some, second.record() as others:
+        model(**BATCH)
+    second.close()
+    with first.record() as alone:
+        model(**BATCH)
+    for features in (some, others, alone):
+        assert len(features.attention) == 3
+    assert others.hidden == []
+
+
+def test_a_call_without_its_attention_is_refused():
+    model = make("bert")
+    taps = Taps(model)
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="0 attention calls in 3 layers"), taps.record():
+        model(**BATCH)
 
 
 def test_two_models_of_one_configuration_are_tapped_apart():

@@ -88,6 +88,10 @@ class FeatureDistillationTrainer(FeatureDistillation, DistillationTrainer):
     def tasks_to_ask(self, datasets: Mapping[str, Any]) -> list[str]:
         return list(datasets) if self.objective.needs_teacher else []
 
+    def release_models(self) -> None:
+        for taps in (self._student_taps, *self._teacher_taps.values()):
+            taps.close()
+
     def _why_a_teacher(self, tasks: str) -> str:
         return f"but the loss compares its features on the rows of {tasks} with the student's"
 
@@ -138,6 +142,11 @@ class ModelDistillation(FeatureDistillation):
             _check_vocabulary(model, teacher)
             place_teachers(self, [teacher.eval().requires_grad_(False)])
             self._teacher_taps = self.tap(teacher)
+
+    def release_models(self) -> None:
+        for taps in (self._student_taps, self._teacher_taps):
+            if taps is not None:
+                taps.close()
 
     def answers(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """The logits (..., classes) that the labels are of."""

@@ -17,7 +17,7 @@ from fastkd.losses import mixup, mixup_cross_entropy
 from fastkd.methods.logits import LogitDistance, check_weights
 from fastkd.mixing import EmbeddingMixer, check_options
 from fastkd.mixup import Mix, MixupSampler
-from fastkd.training.classifiers import task_loss
+from fastkd.training.classifiers import check_classes, task_loss
 from fastkd.training.distillation import DistillationTrainer, agreement
 from fastkd.training.signals import COLUMN, TeacherSignal
 
@@ -77,12 +77,14 @@ class MixKDObjective:
 
         Args:
             student_logits, teacher_logits: (B, classes) of the examples; the teacher's for *kd* alone.
-            labels: (B,) class numbers, or scores of a regression.
+            labels: (B,) class numbers, −1 where one is missing: then 0 is added for it, in mixtures with its weight. Or
+                scores of a regression, NaN where one is missing: then it and its mixtures add 0.
             mixed_student_logits, mixed_teacher_logits: (n · B, classes) of n mixtures of the batch, one after another.
             mix: how they were mixed: partner and λ of each row of n copies of the batch, one after another.
 
         Raises:
-            ValueError: an argument that a term with a weight needs is missing, or shapes differ.
+            ValueError: an argument that a term with a weight needs is missing, shapes differ, or a label on a CPU is no
+                class.
         """
         parts = {}
         if self.alpha_mle:
@@ -106,6 +108,7 @@ class MixKDObjective:
 def _mixed_task_loss(logits: Tensor, labels: Tensor, mix: Mix) -> Tensor:
     if logits.shape[-1] == 1:
         return task_loss(logits, mixup(labels.float(), *mix))  # a missing score makes both its mixtures' scores missing
+    check_classes(labels, logits.shape[-1])
     return mixup_cross_entropy(logits, labels, *mix, ignore_index=UNLABELLED, reduction="sum") / len(logits)
 
 
@@ -176,6 +179,11 @@ class MixKDTrainer(DistillationTrainer):
 
     def _mixer(self, model: nn.Module) -> EmbeddingMixer:
         return EmbeddingMixer(model, stage=self.args.mix_stage, mask=self.args.mix_mask, pads=self.args.mix_pads)
+
+    def release_models(self) -> None:
+        for mixer in (self._student_mixer, *self._teacher_mixers.values()):
+            if mixer is not None:
+                mixer.close()
 
     def tasks_to_ask(self, datasets: Mapping[str, Any]) -> list[str]:
         if self.objective.alpha_tmkd:

@@ -30,7 +30,7 @@ class MKDObjective:
         sum_over_classes: of ``"mse"``: sum over classes, mean over rows, in place of the mean over all elements
             (the paper does not say which).
         hard_label_weight: of the cross-entropy with the labels, or the squared error of a regression; mean over
-            the rows that have a label.
+            all rows, to which one without a label adds 0.
         distillation_weight: 0 with ``hard_label_weight=1`` trains without a teacher.
     """
 
@@ -54,10 +54,11 @@ class MKDObjective:
 
         Args:
             student_logits, teacher_logits: (B, classes), or (B, 1) for a regression; columns in the same order.
-            labels: (B,) class numbers, or scores of a regression.
+            labels: (B,) class numbers, −1 where one is missing; or scores of a regression, NaN where one is.
 
         Raises:
-            ValueError: an argument that a term with a weight needs is missing, or the logits' shapes differ.
+            ValueError: an argument that a term with a weight needs is missing, the logits' shapes differ, or a label
+                on a CPU is no class.
         """
         parts = {}
         if self.distillation_weight:

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fastkd.ops.bilstm import bilstm, trains_by_kernel
+from fastkd.training.classifiers import task_loss
 
 _POOLINGS = ("max", "min", "mean", "attention")
 _SIZES = ("embedding_size", "projection_size", "hidden_size_per_direction", "head_size")
@@ -219,7 +220,7 @@ class BiAttentiveLSTM(PreTrainedModel):
         labels: Tensor | None = None,
         task: str | None = None,
     ) -> SequenceClassifierOutput:
-        """Logits (B, labels) of one task, and with ``labels`` the mean cross-entropy or squared error.
+        """Logits (B, labels) of one task, and with ``labels`` their ``task_loss``, a mean over rows.
 
         ``input_ids`` (B, L) holds one sentence, or two told apart by ``token_type_ids`` 0 and 1; pads may stand
         on either side. Raises ValueError for a row without first sentence, and for a ``task`` that is unknown,
@@ -233,11 +234,7 @@ class BiAttentiveLSTM(PreTrainedModel):
             row = int(empty.nonzero()[0])
             raise ValueError(f"every row of input_ids needs a first sentence, row {row} has none")
         logits = head(self.dropout(self._features(input_ids, real, second)))
-        loss = None
-        if labels is not None and logits.shape[-1] == 1:
-            loss = F.mse_loss(logits.squeeze(-1).float(), labels.float())
-        elif labels is not None:
-            loss = F.cross_entropy(logits.float(), labels)
+        loss = None if labels is None else task_loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def _task_name(self, task: str | None) -> str:

@@ -12,7 +12,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 TAPS = "_fastkd_taps"
-"""Where the attention function finds, on the module that calls it, the ``Taps`` to hand its operands to."""
+"""Where the attention function finds, on the module that calls it, all ``Taps`` to hand its operands to."""
 _PREFIX = "fastkd_"
 
 
@@ -66,8 +66,7 @@ def _tapped(attention: Any) -> Any:
     def forward(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> Any:
-        taps = getattr(module, TAPS, None)
-        if taps is not None:
+        for taps in getattr(module, TAPS, ()):
             taps.take_attention(module, query, key, value, **kwargs)
         return attention(module, query, key, value, attention_mask, **kwargs)
 

@@ -171,13 +171,28 @@ def task_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     A row without a label, −1, or NaN in a regression, adds 0 to the sum and counts as a row: so the losses of
     micro-batches still add up to that of the whole.
+
+    Raises:
+        ValueError: another number that is no class, on a CPU; elsewhere looking for one would wait for the device.
     """
     if logits.shape[-1] == 1:
         labelled = ~labels.isnan()
         scores = labels.float().where(labelled, 0)  # before the difference: a NaN in it would reach the gradient
         return ((at_least_float32(logits.squeeze(-1)) - scores).square() * labelled).mean()
+    check_classes(labels, logits.shape[-1])
     total = nn.functional.cross_entropy(at_least_float32(logits), labels, ignore_index=UNLABELLED, reduction="sum")
     return total / len(labels)
+
+
+def check_classes(labels: torch.Tensor, classes: int) -> None:
+    """Refuses labels on a CPU that are neither classes nor ``UNLABELLED``."""
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = labels[(labels < UNLABELLED) | (labels >= classes)]
+    if len(wrong):
+        raise ValueError(
+            f"labels has {wrong[0]}; they must be classes from 0 to {classes - 1}, or {UNLABELLED} where one is missing"
+        )
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,8 @@ class DistillationTrainer(PartsTrainer, MultiTaskTrainer):
         **kwargs: of ``MultiTaskTrainer``.
 
     Raises:
-        ValueError: no teacher where one is needed, or a teacher without the student's tasks, label names or vocabulary.
+        ValueError: a student without a head for a task of the training rows, or with other labels or another order of
+            them; no teacher where one is needed, or one without the student's tasks, label names or vocabulary.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class DistillationTrainer(PartsTrainer, MultiTaskTrainer):
             return super().rows_of(place)
         sampler.set_epoch(epoch)
         number = (step * accumulation + place.micro_batch) * processes + self.args.process_index
+        number %= len(sampler)  # Accelerate fills up an epoch's last round of processes with its first batches
         rows = [dataset[index] for index in next(islice(iter(sampler), number, None))]
         return f"task {rows[0]['task']}, rows {', '.join(str(row['row']) for row in rows)}"
 

@@ -27,6 +27,7 @@ from transformers import (
 import fastkd.students  # noqa: F401  makes the Auto classes know the students
 from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, load_encoded
 from fastkd.data.glue import TASKS
+from fastkd.training.adoption import refuse_missing_heads, refuse_other_labels
 from fastkd.training.output import check_output, new_folder
 from fastkd.training.parallel import Add, ReportProgress, train_all
 from fastkd.training.report import usage
@@ -112,7 +113,7 @@ def finetune(
         The best evaluation of every training, in the order of ``learning_rates``.
 
     Raises:
-        ValueError: the student has no head for the task, or other labels; a learning rate is not positive.
+        ValueError: the student has no ``heads``, none for the task, or other labels; a learning rate is not positive.
         FileExistsError: ``output_dir`` holds something.
     """
     if not learning_rates or not all(0 < rate < float("inf") for rate in learning_rates):
@@ -122,11 +123,9 @@ def finetune(
     check_output(output_dir, needed_bytes=4 * model.num_parameters())
     subset: dict[str, Any] = {"train_fraction": train_fraction, "max_train_rows": max_train_rows}
     rows = load_encoded([task], tokenizer, max_length, data_dir, seed=seed, **subset)
-    _refuse_other_labels(student, task, model.config.tasks[task]["labels"], rows[0].tasks[task].label_names)
-    options = {"seed": seed, "bf16": has_fast_bf16(), "use_cpu": not torch.accelerator.is_available()}
-    train = partial(
-        train_candidate, student, task, MultiTaskCollator(tokenizer), *rows, {**DEFAULTS, **options, **arguments}
-    )
+    labels = model.config.tasks[task]["labels"]
+    refuse_other_labels(f"the student in {student}", task, labels, rows[0].tasks[task].label_names)
+    train = partial(train_candidate, student, task, MultiTaskCollator(tokenizer), *rows, {"seed": seed, **arguments})
     done = train_all(train, list(learning_rates), jobs=1, description=f"fine-tuning on {task}")
     best = max(done.values(), key=lambda candidate: candidate.score)
     model.load_state_dict(best.weights)
@@ -147,18 +146,17 @@ def _load(folder: str | Path, task: str) -> PreTrainedModel:
     except (ValueError, OSError, SafetensorError) as error:
         raise ValueError(f"no student can be loaded from {folder}: {' '.join(str(error).split())}") from error
     tasks = getattr(model.config, "tasks", {})
-    if task not in tasks:
-        raise ValueError(f"the student in {folder} has no head for {task}; its tasks are {', '.join(tasks) or 'none'}")
+    refuse_missing_heads(f"the student in {folder}", [task], tasks)
+    if not hasattr(model, "heads"):
+        raise ValueError(
+            f"the student in {folder} is a {type(model).__name__}, which has no heads: fine-tune it by MKDTrainer with "
+            "distillation_weight=0 and hard_label_weight=1"
+        )
     if task in TASKS:
-        _refuse_other_labels(folder, task, tasks[task]["labels"], TASKS[task].label_names)
+        refuse_other_labels(f"the student in {folder}", task, tasks[task]["labels"], TASKS[task].label_names)
     model.config.tasks = {task: tasks[task]}
     model.heads = nn.ModuleDict({task: model.heads[task]})
     return model  # type: ignore[no-any-return]
-
-
-def _refuse_other_labels(folder: str | Path, task: str, theirs: Sequence[str], names: Sequence[str]) -> None:
-    if list(theirs) != list(names):
-        raise ValueError(f"labels of {task} are {list(names)}, but those of the student in {folder} are {list(theirs)}")
 
 
 def train_candidate(
@@ -176,7 +174,7 @@ def train_candidate(
     Args:
         student, task: see :func:`finetune`.
         rows, validation: encoded, of that task alone.
-        arguments: of ``transformers.TrainingArguments``, over ``DEFAULTS``.
+        arguments: of ``transformers.TrainingArguments``, over ``DEFAULTS`` and the machine's fastest precision.
         add: see :func:`train_all`.
     """
     keep = KeepBest(learning_rate)

@@ -86,12 +86,15 @@ def generate_responses(
         top_p: tokens are drawn from the most likely ones that together have this probability.
         top_k: … and from at most so many; 0 for all, 1 for the most likely token.
         max_new_tokens: of a response; by default what 512 tokens leave after a prompt of 256.
+        batch_size: prompts that are answered together.
 
     Raises:
         ValueError: an argument out of range, a tokenizer without an EOS token, or a prompt that leaves no room for
             the response among the model's positions.
     """
     warpers = _warpers(temperature, top_p, top_k)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if tokenizer.eos_token_id is None:
         raise ValueError("tokenizer has no EOS token, at which a response ends; set tokenizer.eos_token")
     rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
@@ -106,17 +109,19 @@ def generate_responses(
     responses = [[""] * len(rows) for _ in seeds]
     was_training, generate = model.training, cast(Callable[..., Tensor], model.generate)
     model.eval()
-    with tqdm(desc="responses", total=len(rows) * len(seeds)) as bar:
-        for seed, texts in zip(seeds, responses, strict=True):
-            for batch in batches:
-                inputs = _left_padded([rows[index] for index in batch], padding_id(tokenizer), model.device)
-                noise = GumbelNoise(seed, batch, model.device)
-                processors = LogitsProcessorList([*warpers, noise])
-                made = generate(**inputs, generation_config=config, logits_processor=processors)
-                for index, ids in zip(batch, made[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-                    texts[index] = _text(ids, tokenizer)
-                bar.update(len(batch))
-    model.train(was_training)
+    try:
+        with tqdm(desc="responses", total=len(rows) * len(seeds)) as bar:
+            for seed, texts in zip(seeds, responses, strict=True):
+                for batch in batches:
+                    inputs = _left_padded([rows[index] for index in batch], padding_id(tokenizer), model.device)
+                    noise = GumbelNoise(seed, batch, model.device)
+                    processors = LogitsProcessorList([*warpers, noise])
+                    made = generate(**inputs, generation_config=config, logits_processor=processors)
+                    for index, ids in zip(batch, made[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+                        texts[index] = _text(ids, tokenizer)
+                    bar.update(len(batch))
+    finally:
+        model.train(was_training)
     return responses
 
 

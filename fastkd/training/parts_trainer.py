@@ -47,9 +47,15 @@ class PartsTrainer(StepMeanTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(cast(str, self.args.output_dir), self.args.world_size)
-        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.release_models()
         self._stop_if_broken()
         return result
+
+    def release_models(self) -> None:
+        """Takes off the models what training has put on them, such as hooks; a later training puts it back."""
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fastkd.students.layers import linear_maps, transformer_layers
 from fastkd.training.attention import TAPS, own_attention
@@ -52,8 +53,8 @@ class Taps:
     """Records the features of a model's calls; outside :meth:`record` they are not kept.
 
     The attention maps themselves are never made: queries and keys are taken where the model hands them to its
-    attention function, which stays what it was (an eager one becomes ``sdpa``). Hooks take the rest. So wrappers,
-    sharding, ``torch.compile`` and non-reentrant checkpointing see an ordinary call::
+    attention function, which stays what it was (an eager one becomes ``sdpa``). Hooks take the rest. A model may have
+    several taps. Wrappers, sharding, ``torch.compile`` and non-reentrant checkpointing see an ordinary call::
 
         taps = Taps(model)
         with taps.record() as features:
@@ -70,40 +71,56 @@ class Taps:
     """
 
     def __init__(self, model: nn.Module, *, attention: bool = True, hidden: bool = True, maps: bool = False) -> None:
-        owner, layers = transformer_layers(model)
+        owner, self._layers = transformer_layers(model)
+        self._attention, self._hidden, self._maps = attention, hidden, maps
         self._features: Features | None = None
-        self._handles = []
-        self._depth = len(layers)
-        self._tapped = list(layers.modules()) if attention else []
+        self._handles: list[RemovableHandle] = []
+        self._tapped: list[nn.Module] = []
         if attention:
             own_attention(owner)
-        for module in self._tapped:
-            vars(module)[TAPS] = self  # where the attention function finds it
-        if hidden:
-            self._handles.append(layers[0].register_forward_pre_hook(self._take_input, with_kwargs=True))
-            self._handles += [layer.register_forward_hook(self._take_state) for layer in layers]
-        if maps:
-            found = linear_maps(layers)
-            self._handles += [module.register_forward_hook(self._take_output(name)) for name, module in found.items()]
+        self._attach()
 
     @contextmanager
     def record(self) -> Iterator[Features]:
-        """The features of the one call in the block."""
+        """The features of the one call in the block.
+
+        Raises:
+            ValueError: attention was to be recorded, and the call did not come to that of each layer once.
+        """
+        if not (self._handles or self._tapped):
+            self._attach()
         self._features = features = Features()
         try:
             yield features
         finally:
             self._features = None
-        if len(features.attention) not in (0, self._depth):
-            calls = f"{len(features.attention)} attention calls in {self._depth} layers"
+        if self._attention and len(features.attention) != len(self._layers):
+            calls = f"{len(features.attention)} attention calls in {len(self._layers)} layers"
             raise ValueError(f"the model cannot be tapped: {calls}, where there must be one in each")
 
     def close(self) -> None:
-        """Takes the hooks off the model; its attention function stays the equal one that can be tapped."""
+        """Takes the hooks off the model until the next :meth:`record`.
+
+        Its attention function stays the equal one that can be tapped.
+        """
         for handle in self._handles:
             handle.remove()
         for module in self._tapped:
-            vars(module).pop(TAPS, None)
+            vars(module)[TAPS].remove(self)
+        self._handles, self._tapped = [], []
+
+    def _attach(self) -> None:
+        layers = self._layers
+        if self._attention:
+            self._tapped = list(layers.modules())
+        for module in self._tapped:
+            vars(module).setdefault(TAPS, []).append(self)  # where the attention function finds it
+        if self._hidden:
+            self._handles.append(layers[0].register_forward_pre_hook(self._take_input, with_kwargs=True))
+            self._handles += [layer.register_forward_hook(self._take_state) for layer in layers]
+        if self._maps:
+            found = linear_maps(layers)
+            self._handles += [module.register_forward_hook(self._take_output(name)) for name, module in found.items()]
 
     def _take_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._features is not None:
