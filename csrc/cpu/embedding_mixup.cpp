@@ -9,9 +9,9 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu/huge_pages.h"
 #include "cpu/pairing.h"
 #include "cpu/tensor.h"
+#include "runtime/huge_pages.h"
 #include "simd/dispatch.h"
 
 #define FASTKD_SOURCE "simd/embedding_mixup.h"

@@ -11,11 +11,11 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/huge_pages.h"
 #include "cpu/matrix.h"
 #include "cpu/rows.h"
 #include "cpu/squared_error.h"
 #include "cpu/tensor.h"
+#include "runtime/huge_pages.h"
 namespace fastkd {
 namespace {
 

@@ -5,9 +5,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "cpu/huge_pages.h"
 #include "cpu/pairing.h"
 #include "cpu/tensor.h"
+#include "runtime/huge_pages.h"
 #include "simd/dispatch.h"
 
 #define FASTKD_SOURCE "simd/mixup.h"

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "cpu/dtype.h"
-#include "cpu/huge_pages.h"
+#include "runtime/huge_pages.h"
 
 namespace fastkd {
 
