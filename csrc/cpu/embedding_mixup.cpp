@@ -27,8 +27,6 @@ constexpr int64_t kGrain = 1 << 14;  // elements per task: below that a thread c
 constexpr int64_t kFrequent = 64;    // tokens that make a row of the table worth several threads
 constexpr int64_t kColumns = 128;    // columns of such a row that one of them takes at a time
 
-Tensor dense_rows(const Tensor& t) { return t.stride(1) == 1 || t.size(1) == 1 ? t : torch::stable::contiguous(t); }
-
 Tensor checked_ids(const Tensor& ids_in, int64_t vocabulary) {
   STD_TORCH_CHECK(ids_in.dim() == 2 && ids_in.scalar_type() == ScalarType::Long,
                   "fastkd::embedding_mixup: ids must be (rows, tokens) int64");
