@@ -41,7 +41,7 @@ def runtime_extension(flags: list[str]):
     import pybind11
 
     include = [os.path.abspath("csrc"), pybind11.get_include()]
-    arguments = [*flags, "-std=c++20", "-pthread"]
+    arguments = [*flags, "-pthread"]
     return Extension(
         "fastkd._runtime", sorted(glob("csrc/runtime/*.cpp")), include_dirs=include, extra_compile_args=arguments
     )
@@ -67,7 +67,8 @@ def compiled_parts(build: str):
             "fastkd needs torch to build. Either let pip fetch it (pip install .), or install torch first "
             "and run: pip install --no-build-isolation ."
         )
-    flags = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-ffp-contract=off"]
+    standard = "-std=c++20"  # else it would depend on the torch at hand
+    flags = [standard, "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-ffp-contract=off"]
     engine = [f"csrc/runtime/{name}.cpp" for name in ("lstm", "panels", "tanh")]  # which torch's op shares
     cpu_sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp") + engine
     modules = [extension(cpp_extension.CppExtension, "fastkd._C", cpu_sources, {"cxx": flags})]
@@ -78,7 +79,7 @@ def compiled_parts(build: str):
 
         if not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_archs(torch.version.cuda))
-        arguments = {"cxx": flags, "nvcc": ["-O3"]}
+        arguments = {"cxx": flags, "nvcc": [standard, "-O3"]}
         macros = [("USE_CUDA", None)]  # the stable ABI names a device's stream only then
         sources = glob("csrc/cuda/*.cu")
         modules.append(extension(cpp_extension.CUDAExtension, "fastkd._C_cuda", sources, arguments, macros))

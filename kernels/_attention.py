@@ -44,11 +44,18 @@ class Tokens(NamedTuple):
 
 
 @triton.jit
+def place(HEADS):
+    """Batch, head and block of this program: heads of all examples come first, since other dimensions end at 65,535."""
+    pair = tl.program_id(0).to(tl.int64)
+    return pair // HEADS, pair % HEADS, tl.program_id(1).to(tl.int64)
+
+
+@triton.jit
 def load_rows(base, stride, tokens, there, model):
     """(TOKENS, BLOCK_DIM), zeros where there is nothing or nothing that counts."""
     dims = tl.arange(0, model.BLOCK_DIM)
     mask = there[:, None] & (dims < model.DIM)[None, :]
-    return tl.load(base + tokens[:, None] * stride + dims[None, :], mask=mask, other=0.0)
+    return tl.load(base + tokens[:, None].to(tl.int64) * stride + dims[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
@@ -116,7 +123,8 @@ def scores(model, batch, head, query, key, queries, keys, seen):
     tile = tl.dot(query, tl.trans(key), input_precision="ieee") * model.scale
     if model.bias is not None:
         base = model.bias + batch * model.bias_batch + head * model.bias_head
-        tile += tl.load(base + queries[:, None] * model.bias_token + keys[None, :], mask=seen, other=0.0)
+        rows = base + queries[:, None].to(tl.int64) * model.bias_token
+        tile += tl.load(rows + keys[None, :], mask=seen, other=0.0)
     return tl.where(seen, tile, float("-inf"))
 
 

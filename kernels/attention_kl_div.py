@@ -27,6 +27,7 @@ from fastkd.kernels._attention import (
     load_key,
     load_query,
     load_sums,
+    place,
     query_range,
     scores,
     there,
@@ -42,8 +43,8 @@ def _above_absent(x):
 
 @triton.jit
 def sums_kernel(model, tokens, ROWS: tl.constexpr, KEYS: tl.constexpr):
-    first = tl.program_id(0).to(tl.int64) * ROWS
-    batch, head = tl.program_id(1).to(tl.int64) // model.HEADS, tl.program_id(1).to(tl.int64) % model.HEADS
+    batch, head, block = place(model.HEADS)
+    first = block * ROWS
     queries = first + tl.arange(0, ROWS)
     counts = there(tokens.query_mask, batch, queries, tokens.n_queries)
     query = load_query(model, batch, head, queries, counts)
@@ -68,8 +69,8 @@ def loss_kernel(
     loss_ptr, row_scale_ptr, grad_ptr, grad_batch, grad_head, grad_token, weight_ptr, student, teacher, tokens,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    first = tl.program_id(0).to(tl.int64) * ROWS
-    batch, head = tl.program_id(1).to(tl.int64) // student.HEADS, tl.program_id(1).to(tl.int64) % student.HEADS
+    batch, head, block = place(student.HEADS)
+    first = block * ROWS
     queries = first + tl.arange(0, ROWS)
     inside = queries < tokens.n_queries
     row = (batch * student.HEADS + head) * tokens.n_queries + queries
@@ -117,8 +118,8 @@ def key_gradient_kernel(
     row_scale_ptr, grad_ptr, grad_batch, grad_head, grad_token, student, teacher, tokens,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    first, key_heads = tl.program_id(0).to(tl.int64) * KEYS, student.HEADS // student.GROUP
-    batch, of_key = tl.program_id(1).to(tl.int64) // key_heads, tl.program_id(1).to(tl.int64) % key_heads
+    batch, of_key, block = place(student.HEADS // student.GROUP)
+    first = block * KEYS
     keys = first + tl.arange(0, KEYS)
     exists = there(tokens.key_mask, batch, keys, tokens.n_keys)
     key = load_key(student, batch, of_key * student.GROUP, keys, exists)
@@ -204,15 +205,15 @@ def launch_attention_kl_div(
     with torch.cuda.device_of(query):
         for model, (*_, lse) in zip(models, (student, teacher), strict=True):
             if lse is None:
-                sums_kernel[(row_blocks, batch * model.query.shape[1])](model, tokens, **sizes)
+                sums_kernel[(batch * model.query.shape[1], row_blocks)](model, tokens, **sizes)
         if row_weight is None:
-            loss_kernel[(row_blocks, batch * heads)](loss, None, None, 0, 0, 0, None, *models, tokens, **sizes)
+            loss_kernel[(batch * heads, row_blocks)](loss, None, None, 0, 0, 0, None, *models, tokens, **sizes)
             return loss, grads[0], grads[1]
         row_scale = torch.empty_like(loss)
-        loss_kernel[(row_blocks, batch * heads)](
+        loss_kernel[(batch * heads, row_blocks)](
             loss, row_scale, grads[0], *grads[0].stride()[:3], row_weight.contiguous(), *models, tokens, **sizes
         )
-        key_gradient_kernel[(key_blocks, batch * key_heads)](
+        key_gradient_kernel[(batch * key_heads, key_blocks)](
             row_scale, grads[1], *grads[1].stride()[:3], *models, tokens, **key_sizes
         )
     return loss, grads[0], grads[1]

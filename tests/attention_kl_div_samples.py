@@ -1,5 +1,6 @@
 """Inputs of attention_kl_div that every backend is checked with."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -80,6 +81,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "causal, more queries": ({"queries": 70, "keys": 20}, {"causal": True}),
     "window": ({"queries": 150}, {"window": 9}),
     "causal window": ({"queries": 150}, {"window": 40, "causal": True}),
+    "window of any size": ({}, {"window": sys.maxsize}),
     "padding": ({}, {"mask": PADDING}),
     "lengths": ({}, {"mask": torch.tensor([30, 0])}),
     "holes": ({}, {"mask": HOLES, "causal": True}),

@@ -37,12 +37,12 @@ def test_gradients(lengths, directions, hidden):
         assert_close(got, *others, GRADIENT)
 
 
-@fused
+@pytest.mark.parametrize("hidden", HIDDEN.values(), ids=HIDDEN)
 @pytest.mark.parametrize("lengths", ["only empty", "none"])
-def test_no_tokens_have_no_gradients(lengths):
-    arguments = make(LENGTHS[lengths], hidden=16)
+def test_no_tokens_have_gradients_of_zero(lengths, hidden):
+    arguments = make(LENGTHS[lengths], hidden=hidden)
     output, of_x, *others = output_and_gradients(bilstm, *arguments)
-    assert (output.shape, of_x.shape) == ((0, 32), (0, 11))
+    assert (output.shape, of_x.shape) == ((0, 2 * hidden), (0, 11))
     assert all(gradient.eq(0).all() for gradient in others)
 
 
@@ -81,17 +81,17 @@ def test_a_sequence_has_the_same_gates_gradient_in_any_company_and_on_any_thread
 
 
 @fused
-def test_opcheck():
+@pytest.mark.parametrize("dense", [True, False])
+def test_opcheck(dense):
+    layout = (lambda t: t) if dense else (lambda t: t.transpose(0, 1).contiguous().transpose(0, 1))
     x, lengths, of_input, recurrent, bias = make(LENGTHS["mixed"], hidden=16)
-    gates = (x @ of_input.flatten(0, 1).T).view(len(x), *bias.shape)
+    gates, recurrent = layout((x @ of_input.flatten(0, 1).T).view(len(x), *bias.shape)), layout(recurrent)
     leaves = (gates.requires_grad_(), lengths, recurrent.requires_grad_())
     torch.library.opcheck(torch.ops.fastkd.lstm_forward.default, leaves)
     with torch.no_grad():
         _, cells, activations = torch.ops.fastkd.lstm_forward(*leaves)
-        grad = torch.randn(len(x), 32)
-        torch.library.opcheck(
-            torch.ops.fastkd.lstm_backward.default, (grad, lengths, recurrent.detach(), cells, activations)
-        )
+        kept = (recurrent.detach(), cells, layout(activations))
+        torch.library.opcheck(torch.ops.fastkd.lstm_backward.default, (torch.randn(len(x), 32), lengths, *kept))
 
 
 @fused

@@ -249,6 +249,19 @@ def test_a_nan_stays_in_its_row(backend, vocabulary, divergence, which):
     assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("divergence", samples.DIVERGENCES)
+@pytest.mark.parametrize("vocabulary", [5, 33, 300])
+def test_one_empty_model_is_infinite_whatever_the_other_holds(backend, vocabulary, divergence, which):
+    logits = torch.randn(2, 1, vocabulary)
+    logits[which] = -INF
+    logits[1 - which, 0, vocabulary // 2] = NAN
+    loss, grad, stats = launch(backend, *logits, divergence=divergence)
+    assert loss.eq(INF).all()
+    assert grad.eq(0).all()
+    assert stats.eq(0).all()
+
+
 @pytest.mark.parametrize("divergence", samples.DIVERGENCES)
 def test_a_row_of_nan_and_absent_columns_is_not_empty(backend, divergence):
     student = torch.full((1, 20), -INF)

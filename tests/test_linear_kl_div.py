@@ -202,9 +202,12 @@ def test_second_derivative_is_refused():
         torch.autograd.grad(loss, student, create_graph=True)
 
 
+@pytest.mark.parametrize("by_columns", [False, True])
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True), (False, False)])
-def test_opcheck(needs):
+def test_opcheck(needs, by_columns):
     student, weight, teacher, teacher_weight = samples.heads()
+    if by_columns:
+        student, weight = student.T.contiguous().T, weight.T.contiguous().T
     arguments = (student, weight, None, *_arguments(teacher, teacher_weight, budget=20_000)[:-3], *needs, False)
     torch.library.opcheck(
         torch.ops.fastkd.linear_kl_div.default, arguments, test_utils=("test_schema", "test_faketensor")

@@ -126,9 +126,12 @@ def test_second_derivative_is_refused():
         torch.autograd.grad(loss, hidden, create_graph=True)
 
 
+@pytest.mark.parametrize("by_columns", [False, True])
 @pytest.mark.parametrize("needs", [(True, True), (False, False)])
-def test_opcheck(needs):
+def test_opcheck(needs, by_columns):
     hidden, weight, ids, values = inputs()
+    if by_columns:
+        hidden, weight = hidden.T.contiguous().T, weight.T.contiguous().T
     options = (ids.sort(-1).values, values, 1.0, None, None, 1.0, 0, 0.5, None, None, True, 20_000)
     arguments = (hidden, weight, None, *options, torch.ones(()), *needs, False)
     torch.library.opcheck(

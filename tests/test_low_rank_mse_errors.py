@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from backends import fused
 
 from fastkd.losses import low_rank_mse, mse
 
@@ -69,3 +70,56 @@ A, B = torch.randn(2, 3, 6), torch.randn(7, 4)
 def test_mse_names_the_argument(students, teachers, options, error, message):
     with pytest.raises(error, match=message):
         mse(students, teachers, **options)
+
+
+ONES = torch.ones(1)
+MSE = {"students": [B], "teachers": [B], "valid": None, "weights": ONES, "denominators": ONES, "need_grad": [True]}
+
+
+@fused
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": ONES.double()}, "weights must hold 1 values of Float in one dimension, got 1 of Double"),
+        ({"denominators": torch.ones(2)}, "denominators must hold 1 values of Float in one dimension, got 2 of Float"),
+        ({"valid": torch.ones(7)}, "valid must hold 7 values of Bool in one dimension, got 7 of Float"),
+        ({"teachers": []}, "one teacher and one flag per student"),
+        ({"students": [B[:, :0]], "teachers": [B[:, :0]]}, "d at least 1"),
+        (
+            {"students": [B, B[:3]], "teachers": [B, B[:3]], "valid": torch.ones(7).bool(), "need_grad": [False] * 2}
+            | dict.fromkeys(("weights", "denominators"), torch.ones(2)),
+            "with valid all pairs must have the same rows",
+        ),
+    ],
+)
+def test_the_op_mse_itself_reads_nothing_else(changes, message):
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastkd.mse(**MSE | changes)
+
+
+def call_low_rank_mse(**changes):
+    """The op itself; of x (7, 4), rank 2 and a target (7, 4), for a mean without gradient."""
+    given = {"x": B, "down": torch.ones(2, 4), "up": torch.ones(4, 2), "target": B}
+    given |= dict.fromkeys(("bias", "valid", "weights", "output", "grad_output", "denominator")) | {"reduction": 2}
+    needs = dict.fromkeys(("need_x", "need_down", "need_up", "need_bias", "need_output"), False)
+    return torch.ops.fastkd.low_rank_mse(**given | needs | changes)[0]
+
+
+@fused
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bias": torch.ones(4).double()}, "bias must hold 4 values of Float .* got 4 of Double"),
+        ({"valid": torch.ones(7)}, "valid must hold 7 values of Bool"),
+        ({"weights": torch.ones(6)}, "weights must hold 7 values of Float .* got 6"),
+        ({"output": B[:3]}, "output must have the target's shape and dtype"),
+        ({"grad_output": B.half()}, "grad_output must have the target's shape and dtype"),
+        ({"denominator": torch.ones(()).double()}, "denominator must be one float32"),
+        ({"denominator": torch.ones(0)}, "denominator must be one float32"),
+        ({"down": torch.ones(2, 5)}, "takes .N, d_in., .r, d_in., .d_out, r. and .N, d_out."),
+    ],
+)
+def test_the_op_low_rank_mse_itself_reads_nothing_else(changes, message):
+    assert call_low_rank_mse() > 0
+    with pytest.raises(RuntimeError, match=message):
+        call_low_rank_mse(**changes)

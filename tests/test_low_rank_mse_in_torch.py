@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from backends import BACKENDS, device_of, fused, threads
 from low_rank_mse_samples import answering
+from subprocesses import python
 
 from fastkd.losses import low_rank_mse
 
@@ -121,3 +122,15 @@ def test_the_number_of_threads_changes_no_bit(mask):
             loss = low_rank_mse(*leaves[:3], target, bias=leaves[3], mask=mask)
             results.append((loss, *torch.autograd.grad(loss, leaves)))
     assert all(map(torch.equal, *results))
+
+
+@fused
+@pytest.mark.parametrize("target", ["baseline", "avx2", "avx512-no-bf16"])
+def test_without_instructions_for_bfloat16_its_products_are_those_of_float32(target):
+    code = """
+import torch
+from fastkd.losses import low_rank_mse
+half = [torch.randn(shape, dtype=torch.bfloat16) for shape in ((70, 40), (8, 40), (33, 8), (70, 33))]
+assert torch.equal(low_rank_mse(*half), low_rank_mse(*(x.float() for x in half)))
+"""
+    python("-c", code, FASTKD_CPU_TARGET=target)

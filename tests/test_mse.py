@@ -71,6 +71,17 @@ def test_agrees_with_mse_loss_whatever_the_shapes(backend, dtype):
         torch.testing.assert_close(got.double(), want, rtol=torch.finfo(dtype).eps * 2, atol=1e-7)
 
 
+def test_weights_and_mask_may_have_any_stride(backend):
+    students, teachers = pairs([(3, 5), (3, 7)])
+    device = device_of(backend)
+    mask = torch.tensor([True, True, False, True, False, False])[::2]
+    for weights in (torch.tensor([1.0, 100.0, 3.0, 4.0])[::2], torch.tensor(2.0).expand(2)):
+        strided = evaluate(students, teachers, device=device, weights=weights, mask=mask)
+        dense = evaluate(students, teachers, device=device, weights=weights.tolist(), mask=mask.clone())
+        assert all(map(torch.equal, strided, dense))
+        torch.testing.assert_close(dense[0], (weights * dense[1]).sum())
+
+
 def test_values_are_unweighted_and_detached(backend):
     students, teachers = pairs(SHAPES)
     total, values, *_ = evaluate(students, teachers, device=device_of(backend), weights=[0.5, 2.0, 0.0, 3.0])

@@ -37,7 +37,7 @@ MUTANTS = {
     "slices overlap": (CPU, "int64_t begin = slice * p.slice_rows;", "int64_t begin = 0;"),
     "skipped rows keep what was in memory": (CPU, "if (skips && need_x) zero_rows(grad_x, scale);", ""),
     "rows land where they were read": (CPU, "p.index ? p.index + begin : nullptr, grad.rows", "nullptr, grad.rows"),
-    "pairs forget their weights": ("csrc/cpu/mse.cpp", "1.0 : weight[k] * inverse;", "1.0 : inverse;"),
+    "pairs forget their weights": ("csrc/cpu/mse.cpp", "1.0 : weight * inverse;", "1.0 : inverse;"),
     "float16 loses its share": (MSE_OP, "(grad * share)", "grad"),
     "Triton ignores the rows' weights": (TRITON, "slope = 2.0 * scale / n_cols", "slope = 2.0 / n_cols + 0.0 * scale"),
     "Triton reads past the target": (

@@ -2,13 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from subprocesses import python
+from subprocesses import ROOT, python
 
 from fastkd import _runtime
 from fastkd.runtime import load
@@ -108,6 +110,23 @@ def test_an_answer_does_not_depend_on_its_company_nor_on_threads(precision, pair
     np.testing.assert_array_equal(ask(model, [s for i in order for s in rows[i]], pairs), alone[order])
     for threads in (2, 3, 8):
         np.testing.assert_array_equal(ask(make_model(student, precision, threads), sentences, pairs), alone)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process as Linux does")
+def test_it_answers_with_fewer_threads_where_the_system_gives_no_more():
+    """Stacks so large that of seven threads only the first has room."""
+    code = """
+import os, resource
+from test_runtime import *
+student, sentences = make_student(**SIZES["odd"]), make_sentences(70, False)
+expected = ask(make_model(student, "float32"), sentences, False)
+before, pages = len(os.listdir("/proc/self/task")), int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 3 * 2**27, -1))
+np.testing.assert_array_equal(ask(model := make_model(student, "float32", threads=8), sentences, False), expected)
+assert len(os.listdir("/proc/self/task")) == before + 1
+"""
+    command = ["sh", "-c", f'ulimit -s {2**18} && exec "$@"', "sh", sys.executable, "-c", code]
+    subprocess.run(command, check=True, timeout=300, cwd=ROOT / "tests", env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 def test_int8_keeps_the_words_that_any_activation_would_keep():

@@ -80,5 +80,5 @@ def test_the_op_itself_guards_its_memory():
     with pytest.raises(RuntimeError, match="the teacher must have k or k"):
         torch.ops.fastkd.topk_kl_div(STUDENT, torch.tensor([[0]] * 4), VALUES, *options)
     bad = (None, 1.0, 0, 0.5, torch.ones(3).bool(), *options[5:])
-    with pytest.raises(RuntimeError, match="valid must hold one value per row"):
+    with pytest.raises(RuntimeError, match="valid must hold 4 values of Bool in one dimension, got 3"):
         torch.ops.fastkd.topk_kl_div(STUDENT, torch.tensor([[0, 1]] * 4), VALUES, *bad)

@@ -9,9 +9,9 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu/huge_pages.h"
 #include "cpu/pairing.h"
 #include "cpu/tensor.h"
+#include "runtime/huge_pages.h"
 #include "simd/dispatch.h"
 
 #define FASTKD_SOURCE "simd/embedding_mixup.h"
@@ -26,8 +26,6 @@ using torch::stable::Tensor;
 constexpr int64_t kGrain = 1 << 14;  // elements per task: below that a thread costs more than it brings
 constexpr int64_t kFrequent = 64;    // tokens that make a row of the table worth several threads
 constexpr int64_t kColumns = 128;    // columns of such a row that one of them takes at a time
-
-Tensor dense_rows(const Tensor& t) { return t.stride(1) == 1 || t.size(1) == 1 ? t : torch::stable::contiguous(t); }
 
 Tensor checked_ids(const Tensor& ids_in, int64_t vocabulary) {
   STD_TORCH_CHECK(ids_in.dim() == 2 && ids_in.scalar_type() == ScalarType::Long,

@@ -59,9 +59,9 @@ Result evaluate(const Tensor& student_in, const Tensor& teacher_in, const std::o
                   "fastkd::kl_div takes two (N, V) tensors of one shape and dtype");
   const Tensor student = dense_rows(student_in), teacher = dense_rows(teacher_in);
   const int64_t rows = student.size(0);
-  const PerRow<float> temperatures(row_temperature, rows, ScalarType::Float, "row_temperature");
-  const PerRow<bool> counted(valid, rows, ScalarType::Bool, "valid");
-  const PerRow<int64_t> classes(labels, rows, ScalarType::Long, "labels");
+  const Values<float> temperatures(row_temperature, rows, ScalarType::Float, "row_temperature");
+  const Values<bool> counted(valid, rows, ScalarType::Bool, "valid");
+  const Values<int64_t> classes(labels, rows, ScalarType::Long, "labels");
   const Tensor stats =
       need_stats ? new_zeros(student, {4, rows}, ScalarType::Float) : new_empty(student, {0}, ScalarType::Float);
   const RowLosses losses(student, rows, reduction, denominator);
@@ -84,7 +84,7 @@ Result evaluate(const Tensor& student_in, const Tensor& teacher_in, const std::o
   task.scale_by_temperature = scale_by_temperature;
   task.dtype = dtype_of(student, "kl_div");
   task.divergence = (Divergence)divergence;
-  task.grad_scale = losses.grad_scale(task.dtype);
+  task.grad_scale = (float)losses.grad_scale(task.dtype);
   check_labels(task);
   if (rows > 0) run(task);
   return {losses.reduced(), stats};

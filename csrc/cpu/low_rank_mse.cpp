@@ -11,11 +11,13 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/huge_pages.h"
 #include "cpu/matrix.h"
 #include "cpu/rows.h"
 #include "cpu/squared_error.h"
 #include "cpu/tensor.h"
+#include "runtime/huge_pages.h"
+#include "simd/dispatch.h"
+
 namespace fastkd {
 namespace {
 
@@ -201,14 +203,6 @@ struct SliceSums {
   }
 };
 
-bool has_fast_bfloat16() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
-
 void zero_rows(const Tensor& grad, const std::vector<float>& scale) {
   const int64_t bytes = grad.size(1) * grad.element_size();
   for (size_t i = 0; i < scale.size(); ++i)
@@ -217,47 +211,63 @@ void zero_rows(const Tensor& grad, const std::vector<float>& scale) {
 
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
+// How the rows are cut depends on their number alone.
+void cut(Problem& p) {
+  p.slices = std::min({kMaxSlices, 4 * ceil_div(p.items, 4 * kSliceRows), ceil_div(p.items, kMinSliceRows)});
+  p.slice_rows = ceil_div(p.items, std::max(p.slices, (int64_t)1));
+  p.chunk_rows = std::min(p.slice_rows, p.product == ScalarType::Float ? kChunkRows : kChunkRowsBfloat16);
+}
+
+void check(const Tensor& x, const Tensor& down, const Tensor& up, const Tensor& target) {
+  STD_TORCH_CHECK(down.size(1) == x.size(1) && up.size(1) == down.size(0) && target.size(0) == x.size(0) &&
+                      target.size(1) == up.size(0) && target.scalar_type() == x.scalar_type(),
+                  "fastkd::low_rank_mse takes (N, d_in), (r, d_in), (d_out, r) and (N, d_out)");
+}
+
+// A tensor like the projection, dense.
+std::optional<Tensor> projection(const std::optional<Tensor>& t, const Tensor& target, const char* name) {
+  if (!t) return t;
+  STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == target.size(0) && t->size(1) == target.size(1) &&
+                      t->scalar_type() == target.scalar_type(),
+                  "fastkd::low_rank_mse: ", name, " must have the target's shape and dtype");
+  return torch::stable::contiguous(*t);
+}
+
 Results low_rank_mse(const Tensor& x_in, const Tensor& down_in, const Tensor& up_in, const Tensor& target_in,
-                     std::optional<Tensor> bias, std::optional<Tensor> valid, std::optional<Tensor> weights,
-                     std::optional<Tensor> output_in, std::optional<Tensor> grad_output, int64_t reduction,
+                     std::optional<Tensor> bias_in, std::optional<Tensor> valid, std::optional<Tensor> weights,
+                     std::optional<Tensor> output_in, std::optional<Tensor> grad_output_in, int64_t reduction,
                      std::optional<Tensor> denominator, bool need_x, bool need_down, bool need_up, bool need_bias,
                      bool need_output) {
   using namespace torch::stable;
+  check(x_in, down_in, up_in, target_in);
   const Tensor x = dense_rows(x_in), target = dense_rows(target_in);
   const int64_t rows = x.size(0), d_in = x.size(1), rank = down_in.size(0), d_out = up_in.size(0);
-  STD_TORCH_CHECK(down_in.size(1) == d_in && up_in.size(1) == rank && target.size(0) == rows &&
-                      target.size(1) == d_out && target.scalar_type() == x.scalar_type() &&
-                      (!bias || bias->numel() == d_out),
-                  "fastkd::low_rank_mse takes (N, d_in), (r, d_in), (d_out, r) and (N, d_out)");
-  for (std::optional<Tensor>* t : {&bias, &valid, &weights, &output_in, &grad_output})
-    if (*t) *t = contiguous(**t);
+  const Values<float> bias(bias_in, d_out, ScalarType::Float, "bias");
+  const auto given_output = projection(output_in, target, "output"),
+             grad_output = projection(grad_output_in, target, "grad_output");
   const ScalarType type = x.scalar_type();
-  const Dtype dtype = dtype_of(x, "low_rank_mse");
   // Half precision would overflow or flush intermediate products, and without instructions for it bfloat16 is slow.
-  const ScalarType product = type == ScalarType::BFloat16 && has_fast_bfloat16() ? type : ScalarType::Float;
+  const ScalarType product = type == ScalarType::BFloat16 && has_bfloat16_pairs() ? type : ScalarType::Float;
   const Tensor down = contiguous(to(down_in, product)), up = contiguous(to(up_in, product));
 
   const std::vector<float> scale = row_scale(valid, weights, rows);
-  const bool all_rows = scale.empty() || need_output || output_in || grad_output;
+  const bool all_rows = scale.empty() || need_output || given_output || grad_output;
   const std::vector<int64_t> index = all_rows ? std::vector<int64_t>() : compact(scale.data(), rows);
   const bool skips = !all_rows && (int64_t)index.size() < rows;
 
   Problem p{x, target, Matrix::of(down), Matrix::of(up)};
-  p.dtype = dtype;
+  p.dtype = dtype_of(x, "low_rank_mse");
   p.product = product;
-  p.bias = bias ? (const float*)bias->data_ptr() : nullptr;
+  p.bias = bias.data();
   p.scale = scale.empty() ? nullptr : scale.data();
   p.index = skips ? index.data() : nullptr;
   p.items = skips ? index.size() : rows;
-  p.slices = std::min({kMaxSlices, 4 * ceil_div(p.items, 4 * kSliceRows), ceil_div(p.items, kMinSliceRows)});
-  p.slice_rows = ceil_div(p.items, std::max(p.slices, (int64_t)1));
-  p.chunk_rows = std::min(p.slice_rows, product == ScalarType::Float ? kChunkRows : kChunkRowsBfloat16);
-  p.given_output = output_in ? output_in->data_ptr() : nullptr;
+  p.given_output = given_output ? given_output->data_ptr() : nullptr;
   p.grad_output = grad_output ? grad_output->data_ptr() : nullptr;
+  cut(p);
 
   const Tensor output = new_empty(x, need_output ? std::vector<int64_t>{rows, d_out} : std::vector<int64_t>{0});
-  const Tensor grad_x = new_empty(x, need_x ? std::vector<int64_t>{rows, d_in} : std::vector<int64_t>{0});
-  if (need_x) prefer_huge_pages(grad_x.mutable_data_ptr(), grad_x.numel() * grad_x.element_size());
+  const Tensor grad_x = need_x ? new_gradient(x) : new_empty(x, {0});
   p.output = need_output ? output.mutable_data_ptr() : nullptr;
   p.grad_x = need_x ? grad_x.mutable_data_ptr() : nullptr;
   const SliceSums sums_down(x, need_down, p.slices, {rank, d_in}, type, p.term_type(), p.sums_chunks());
@@ -266,30 +276,19 @@ Results low_rank_mse(const Tensor& x_in, const Tensor& down_in, const Tensor& up
   p.down_sums = sums_down.data();
   p.up_sums = sums_up.data();
   p.bias_sums = (float*)sums_bias.data();
+  const RowLosses losses(x, rows, reduction, denominator);
+  p.loss = losses.data();
+  p.factor = (float)(2.0 / d_out * losses.grad_scale(p.dtype));
 
-  Tensor loss = reduction == kNone ? new_zeros(x, {rows}, ScalarType::Float) : new_zeros(x, {}, ScalarType::Float);
-  std::vector<float> scratch(reduction == kNone ? 0 : rows);
-  p.loss = reduction == kNone ? (float*)loss.mutable_data_ptr() : scratch.data();
-  const double count = denominator ? *(const float*)denominator->data_ptr() : (double)rows;
-  const double divisor = reduction == kMean ? (count == 0 ? 0.0 : 1.0 / count) : 1.0;
-  // Half precision would flush a gradient divided by the count to zero: there the division comes after, in Python.
-  p.factor = (float)(2.0 / d_out * (dtype == Dtype::float16 ? 1.0 : divisor));
-
+  if (skips) std::fill_n(p.loss, rows, 0.0f);
   if (skips && need_x) zero_rows(grad_x, scale);
   if (p.items > 0)
     parallel_for(0, p.slices, 1, [&](int64_t begin, int64_t end) {
       Worker worker(p);
       for (int64_t slice = begin; slice < end; ++slice) worker.run(slice);
     });
-  sums_down.finish();
-  sums_up.finish();
-  sums_bias.finish();
-  if (reduction != kNone) {
-    double total = 0;
-    for (float value : scratch) total += value;
-    *(float*)loss.mutable_data_ptr() = (float)(divisor * total);
-  }
-  return {loss, grad_x, sums_down.total, sums_up.total, sums_bias.total, output};
+  for (const SliceSums* sums : {&sums_down, &sums_up, &sums_bias}) sums->finish();
+  return {losses.reduced(), grad_x, sums_down.total, sums_up.total, sums_bias.total, output};
 }
 
 }  // namespace

@@ -5,9 +5,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "cpu/huge_pages.h"
 #include "cpu/pairing.h"
 #include "cpu/tensor.h"
+#include "runtime/huge_pages.h"
 #include "simd/dispatch.h"
 
 #define FASTKD_SOURCE "simd/mixup.h"
@@ -32,7 +32,7 @@ Tensor mixup(const Tensor& x_in, const Tensor& permutation, const Tensor& lam, b
   STD_TORCH_CHECK(x_in.dim() == 2, "fastkd::mixup: x must be (rows, columns)");
   const int64_t rows = x_in.size(0), columns = x_in.size(1);
   const Pairing pairing(permutation, lam, rows, transpose, "mixup");
-  const Tensor x = x_in.stride(1) == 1 || columns == 1 ? x_in : torch::stable::contiguous(x_in);
+  const Tensor x = dense_rows(x_in);
   const Tensor out = torch::stable::new_empty(x, {rows, columns});
   prefer_huge_pages(out.mutable_data_ptr(), out.numel() * out.element_size());
   const int64_t chunk = kChunk / x.element_size();

@@ -7,7 +7,6 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/huge_pages.h"
 #include "cpu/rows.h"
 #include "cpu/squared_error.h"
 #include "cpu/tensor.h"
@@ -48,31 +47,33 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> mse(std::vector<Tensor> students
                                                     std::vector<bool> need_grad) {
   using namespace torch::stable;
   const int64_t pairs = students.size();
-  STD_TORCH_CHECK(pairs > 0 && pairs == (int64_t)teachers.size() && pairs == (int64_t)need_grad.size() &&
-                      weights.numel() == pairs && denominators.numel() == pairs,
-                  "fastkd::mse takes one teacher, weight, denominator and flag per student");
+  STD_TORCH_CHECK(pairs > 0 && pairs == (int64_t)teachers.size() && pairs == (int64_t)need_grad.size(),
+                  "fastkd::mse takes one teacher and one flag per student");
   const Tensor total = new_empty(students[0], {}, ScalarType::Float);
   const Tensor parts = new_empty(students[0], {pairs}, ScalarType::Float);
-  const auto* weight = (const float*)weights.data_ptr();
-  const auto* count = (const float*)denominators.data_ptr();
+  const Values<float> weight_of(weights, pairs, ScalarType::Float, "weights");
+  const Values<float> count_of(denominators, pairs, ScalarType::Float, "denominators");
+  const std::vector<float> scale = row_scale(valid, std::nullopt, students[0].size(0));
   double sum = 0;
   std::vector<Tensor> grads;
   for (int64_t k = 0; k < pairs; ++k) {
     const Tensor &student = students[k], &teacher = teachers[k];
     STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2 && student.size(0) == teacher.size(0) &&
-                        student.size(1) == teacher.size(1) && student.scalar_type() == teacher.scalar_type(),
-                    "fastkd::mse takes pairs of (N, d) tensors of one shape and dtype");
-    const int64_t rows = student.size(0), columns = student.size(1);
-    const std::vector<float> scale = row_scale(valid, std::nullopt, rows);
-    const Tensor grad = need_grad[k] ? new_empty(student, {rows, columns}) : new_empty(student, {0});
-    if (need_grad[k]) prefer_huge_pages(grad.mutable_data_ptr(), grad.numel() * grad.element_size());
-    const double inverse = count[k] == 0 ? 0.0 : 1.0 / count[k];
+                        student.size(1) == teacher.size(1) && student.size(1) > 0 &&
+                        student.scalar_type() == teacher.scalar_type(),
+                    "fastkd::mse takes pairs of (N, d) tensors of one shape and dtype, d at least 1");
+    STD_TORCH_CHECK(!valid || student.size(0) == (int64_t)scale.size(),
+                    "fastkd::mse: with valid all pairs must have the same rows");
+    const Tensor grad = need_grad[k] ? new_gradient(student) : new_empty(student, {0});
+    const float weight = weight_of.data()[k], count = count_of.data()[k];
+    const double inverse = count == 0 ? 0.0 : 1.0 / count;
     // Half precision would flush a gradient divided by the count to zero: there the rest comes after, in Python.
-    const double share = student.scalar_type() == ScalarType::Half ? 1.0 : weight[k] * inverse;
-    const double loss = pair_loss(student, teacher, scale.empty() ? nullptr : scale.data(),
-                                  (float)(2.0 / columns * share), need_grad[k] ? grad.mutable_data_ptr() : nullptr);
+    const double share = student.scalar_type() == ScalarType::Half ? 1.0 : weight * inverse;
+    const double loss =
+        pair_loss(student, teacher, scale.empty() ? nullptr : scale.data(), (float)(2.0 / student.size(1) * share),
+                  need_grad[k] ? grad.mutable_data_ptr() : nullptr);
     ((float*)parts.mutable_data_ptr())[k] = (float)(inverse * loss);
-    sum += weight[k] * inverse * loss;
+    sum += weight * inverse * loss;
     grads.push_back(grad);
   }
   *(float*)total.mutable_data_ptr() = (float)sum;

@@ -9,36 +9,21 @@
 #include <vector>
 
 #include "cpu/dtype.h"
-#include "cpu/huge_pages.h"
+#include "runtime/huge_pages.h"
 
 namespace fastkd {
 
-inline torch::stable::Tensor dense_rows(const torch::stable::Tensor& t) {
-  return t.stride(1) == 1 || t.size(1) == 1 ? t : torch::stable::contiguous(t);
-}
-
-// The weight of every row, 0 where it is not valid; empty: 1 for all.
-inline std::vector<float> row_scale(const std::optional<torch::stable::Tensor>& valid,
-                                    const std::optional<torch::stable::Tensor>& weights, int64_t rows) {
-  if (!valid && !weights) return {};
-  std::vector<float> scale(rows, 1.0f);
-  for (const auto& values : {valid, weights})
-    STD_TORCH_CHECK(!values || values->numel() == rows, "fastkd: valid and weights must hold one value per row");
-  for (int64_t i = 0; weights && i < rows; ++i) scale[i] = ((const float*)weights->data_ptr())[i];
-  for (int64_t i = 0; valid && i < rows; ++i)
-    if (!((const bool*)valid->data_ptr())[i]) scale[i] = 0.0f;
-  return scale;
-}
-
-// One value of that type per row, dense; null where there is none.
+// So many values of that type, dense; null where there is no tensor of them.
 template <class T>
-class PerRow {
+class Values {
  public:
-  PerRow(const std::optional<torch::stable::Tensor>& values, int64_t rows, torch::headeronly::ScalarType type,
+  Values(const std::optional<torch::stable::Tensor>& values, int64_t count, torch::headeronly::ScalarType type,
          const char* name) {
+    using torch::headeronly::toString;
     if (!values) return;
-    STD_TORCH_CHECK(values->dim() == 1 && values->size(0) == rows && values->scalar_type() == type, "fastkd: ", name,
-                    " must hold one value per row");
+    STD_TORCH_CHECK(values->dim() == 1 && values->size(0) == count && values->scalar_type() == type, "fastkd: ", name,
+                    " must hold ", count, " values of ", toString(type), " in one dimension, got ", values->numel(),
+                    " of ", toString(values->scalar_type()));
     values_ = torch::stable::contiguous(*values);
   }
   const T* data() const { return values_ ? (const T*)values_->data_ptr() : nullptr; }
@@ -46,6 +31,20 @@ class PerRow {
  private:
   std::optional<torch::stable::Tensor> values_;
 };
+
+// The weight of every row, 0 where it is not valid; empty: 1 for all.
+inline std::vector<float> row_scale(const std::optional<torch::stable::Tensor>& valid,
+                                    const std::optional<torch::stable::Tensor>& weights, int64_t rows) {
+  if (!valid && !weights) return {};
+  const Values<bool> counted(valid, rows, torch::headeronly::ScalarType::Bool, "valid");
+  const Values<float> weight(weights, rows, torch::headeronly::ScalarType::Float, "weights");
+  std::vector<float> scale(rows, 1.0f);
+  for (int64_t i = 0; i < rows; ++i) {
+    if (weights) scale[i] = weight.data()[i];
+    if (valid && !counted.data()[i]) scale[i] = 0.0f;
+  }
+  return scale;
+}
 
 // Fresh memory for a gradient of (rows, columns).
 inline torch::stable::Tensor new_gradient(const torch::stable::Tensor& like) {
@@ -76,7 +75,9 @@ class RowLosses {
       : rows_(rows), none_(reduction == kNone) {
     constexpr auto kFloat = torch::headeronly::ScalarType::Float;
     loss_ = none_ ? torch::stable::new_empty(like, {rows}, kFloat) : torch::stable::new_empty(like, {}, kFloat);
-    if (!none_) unreduced_ = std::make_unique_for_overwrite<float[]>(rows);
+    if (!none_) unreduced_.reset(new float[rows]);
+    STD_TORCH_CHECK(!denominator || (denominator->numel() == 1 && denominator->scalar_type() == kFloat),
+                    "fastkd: denominator must be one float32");
     const double count = denominator ? *(const float*)denominator->data_ptr() : (double)rows;
     if (reduction == kMean) scale_ = count == 0 ? 0.0 : 1.0 / count;
   }
@@ -85,7 +86,7 @@ class RowLosses {
 
   // What multiplies the rows' gradients. Half precision would flush one divided by the count to zero: there the
   // division comes after, in Python.
-  float grad_scale(Dtype dtype) const { return dtype == Dtype::float16 ? 1.0f : (float)scale_; }
+  double grad_scale(Dtype dtype) const { return dtype == Dtype::float16 ? 1.0 : scale_; }
 
   torch::stable::Tensor reduced() const {
     if (!none_) *(float*)loss_->mutable_data_ptr() = (float)(scale_ * sum(unreduced_.get(), rows_));

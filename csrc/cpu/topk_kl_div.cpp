@@ -66,9 +66,9 @@ Tensor evaluate(const Tensor& student_in, const Tensor& ids_in, const Tensor& te
   task.outcomes = teacher.size(1);
   STD_TORCH_CHECK(task.outcomes == task.k || task.outcomes == task.k + 1,
                   "fastkd::topk_kl_div: the teacher must have k or k + 1 columns");
-  const PerRow<float> temperatures(row_temperature, task.rows, ScalarType::Float, "row_temperature");
-  const PerRow<bool> counted(valid, task.rows, ScalarType::Bool, "valid");
-  const PerRow<float> weights(row_weight, task.rows, ScalarType::Float, "row_weight");
+  const Values<float> temperatures(row_temperature, task.rows, ScalarType::Float, "row_temperature");
+  const Values<bool> counted(valid, task.rows, ScalarType::Bool, "valid");
+  const Values<float> weights(row_weight, task.rows, ScalarType::Float, "row_weight");
   const RowLosses losses(student, task.rows, reduction, denominator);
   task.student = student.data_ptr();
   task.ids = (const int64_t*)ids.data_ptr();
@@ -84,7 +84,7 @@ Tensor evaluate(const Tensor& student_in, const Tensor& ids_in, const Tensor& te
   task.scale_by_temperature = scale_by_temperature;
   task.dtype = dtype_of(student, "topk_kl_div");
   task.divergence = (Divergence)divergence;
-  task.grad_scale = losses.grad_scale(task.dtype);
+  task.grad_scale = (float)losses.grad_scale(task.dtype);
   check_ids(task);
   if (task.rows > 0) run(task);
   return losses.reduced();

@@ -18,7 +18,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int kLargestHidden = 1024, kPortableCluster = 8, kSortThreads = 256;
+constexpr int kLargestHidden = 1024, kPortableCluster = 8, kClusterPtx = 90, kSortThreads = 256;
 
 struct Variant {
   void (*kernel)(LstmTask);
@@ -71,12 +71,18 @@ cudaLaunchConfig_t configure(const Variant& v, int groups, cudaLaunchAttribute& 
   return config;
 }
 
+// Whether there are clusters on the device and in the code it runs, which may come of PTX for older ones.
+bool has_clusters(const void* kernel, int device) {
+  cudaFuncAttributes code{};
+  STD_CUDA_CHECK(cudaFuncGetAttributes(&code, kernel));
+  return attribute(cudaDevAttrClusterLaunch, device) != 0 && code.ptxVersion >= kClusterPtx;
+}
+
 // Groups that the device can hold at once; 0 where not even one.
 int capacity(const Variant& v, int device) {
-  const bool clusters = attribute(cudaDevAttrClusterLaunch, device) != 0;
-  if (v.kernel == nullptr || (v.cluster && !clusters)) return 0;
-  if (v.bytes > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) return 0;
   const void* kernel = (const void*)v.kernel;
+  if (kernel == nullptr || (v.cluster && !has_clusters(kernel, device))) return 0;
+  if (v.bytes > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) return 0;
   STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, v.bytes));
   int count = 0;
   if (!v.cluster) {
@@ -137,16 +143,21 @@ void check(const Tensor& gates, const Tensor& lengths, const Tensor& weight) {
   complain(gates.size(0) <= INT32_MAX, "gates must have fewer than 2^31 tokens");
   complain(lengths.dim() == 1 && lengths.scalar_type() == ScalarType::Long && lengths.size(0) <= INT32_MAX / 2,
            "lengths must be (sequences,) int64");
-  for (const Tensor* tensor : {&gates, &lengths, &weight}) {
+  for (const Tensor* tensor : {&gates, &lengths, &weight})
     complain(tensor->is_cuda() && tensor->get_device_index() == gates.get_device_index(),
              "gates, lengths and weight must be on one GPU");
-    complain(tensor->is_contiguous() && (uintptr_t)tensor->const_data_ptr() % sizeof(Octet) == 0,
-             "gates, lengths and weight must be contiguous and begin at a multiple of 16 bytes");
-  }
 }
 
-Tensor lstm_steps(const Tensor& gates, const Tensor& lengths, const Tensor& weight) {
-  check(gates, lengths, weight);
+// What the kernel reads in octets, copied where it does not lie so.
+Tensor in_octets(const Tensor& tensor) {
+  const Tensor dense = torch::stable::contiguous(tensor);
+  return (uintptr_t)dense.const_data_ptr() % sizeof(Octet) == 0 ? dense : torch::stable::clone(dense);
+}
+
+Tensor lstm_steps(const Tensor& gates_in, const Tensor& lengths_in, const Tensor& weight_in) {
+  check(gates_in, lengths_in, weight_in);
+  const Tensor gates = in_octets(gates_in), lengths = torch::stable::contiguous(lengths_in),
+               weight = in_octets(weight_in);
   const int64_t tokens = gates.size(0), sequences = lengths.size(0), directions = weight.size(0);
   const int hidden = (int)weight.size(2), device = gates.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);

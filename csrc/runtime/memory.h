@@ -8,9 +8,8 @@
 #include <new>
 #include <utility>
 #include <vector>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+
+#include "runtime/huge_pages.h"
 
 namespace fastkd::runtime {
 
@@ -23,9 +22,7 @@ class Memory {
     const int64_t whole = (bytes + alignment) / alignment * alignment;
     memory_.reset((char*)std::aligned_alloc(alignment, whole));
     if (!memory_) throw std::bad_alloc();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (alignment == kHugePage) madvise(memory_.get(), whole, MADV_HUGEPAGE);
-#endif
+    prefer_huge_pages(memory_.get(), whole);
     std::memset(memory_.get(), 0, whole);
   }
 

@@ -10,10 +10,11 @@ enum class Target { baseline, avx2, avx512 };
 
 inline Target best_target() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return Target::avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Target::avx2;
+  if (avx2) return Target::avx2;
 #endif
   return Target::baseline;
 }
@@ -36,7 +37,8 @@ inline bool has_bfloat16_pairs() {
 #if defined(__x86_64__)
   static const bool has = [] {
     const char* wanted = std::getenv("FASTKD_CPU_TARGET");
-    return __builtin_cpu_supports("avx512bf16") && !(wanted && std::strcmp(wanted, "avx512-no-bf16") == 0);
+    return target() == Target::avx512 && __builtin_cpu_supports("avx512bf16") &&
+           !(wanted && std::strcmp(wanted, "avx512-no-bf16") == 0);
   }();
   return has;
 #else

@@ -198,9 +198,8 @@ struct Sweep {
     all.per_t = 1.0f / teacher;
     all.cross = Tile::fold_sum(cross) * (kReverse ? all.per_s : all.per_t);
     all.gap = fma((all.max_s - all.origin_s) - (all.max_t - all.origin_t), all.inverse_t, log(student * all.per_t));
-    const VecInt numbers = (student == student) & (teacher == teacher);  // maxima pass over a NaN, sums do not
-    all.empty_s = (max_s == -kInfinity) & numbers;
-    all.empty_t = (max_t == -kInfinity) & numbers;
+    all.empty_s = (max_s == -kInfinity) & (student == student);  // maxima pass over a NaN, sums do not
+    all.empty_t = (max_t == -kInfinity) & (teacher == teacher);
     all.infinite = all.empty_s ^ all.empty_t;
     if (D != Divergence::jsd && any(Tile::fold_min(low) == -kInfinity)) all.infinite |= excluded<D>(tile);
     return all;

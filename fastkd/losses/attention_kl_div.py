@@ -14,6 +14,8 @@ from fastkd.ops.attention_kl_div import Options
 Layout = Literal["bhtd", "bthd"]
 
 NAMES = ("student_query", "student_key", "teacher_query", "teacher_key")
+FARTHEST = 2**30
+"""No sequence is as long: a window of this size shows every key, and added to a position it does not overflow."""
 
 
 def attention_kl_div(
@@ -271,4 +273,4 @@ def _window(window: int | None) -> int:
         return 0
     if not (isinstance(window, int) and window >= 1):
         raise ValueError(f"window must be an int of at least 1, the query's own position, got {window!r}")
-    return window
+    return min(window, FARTHEST)

@@ -49,7 +49,7 @@ class Gradients:
         self.head = head
         self.memory = head.hidden.new_empty(head.weight.shape) if weight else None
         self.needed = hidden or weight or bias
-        self.hidden = torch.empty_like(head.hidden) if hidden else None
+        self.hidden = head.hidden.new_empty(head.hidden.shape) if hidden else None
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
         self.need_weight, self.need_bias = weight, bias
@@ -88,7 +88,7 @@ class Gradients:
         """Losses and gradients of all rows, those that do not count included."""
         head, hidden, weight, bias = self.head, self.hidden, self.weight, self.bias
         if weight is None and self.need_weight:
-            weight = torch.zeros_like(head.weight)
+            weight = head.weight.new_zeros(head.weight.shape)
         if bias is None and self.need_bias:
             bias = head.weight.new_zeros(len(head.weight))
         if index is not None:

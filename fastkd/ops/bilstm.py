@@ -115,7 +115,7 @@ def _fake(x: Tensor, lengths: Tensor, weight_input: Tensor, weight_recurrent: Te
 def _cuda(x: Tensor, lengths: Tensor, weight_input: Tensor, weight_recurrent: Tensor, bias: Tensor) -> Tensor:
     """The inputs' part of all gates is one product; the steps are a kernel of csrc/cuda/bilstm.cu."""
     gates = F.linear(x, weight_input.flatten(0, 1), bias.flatten()).view(x.shape[0], *bias.shape)
-    states: Tensor = torch.ops.fastkd.lstm_steps(gates, lengths, weight_recurrent.contiguous())
+    states: Tensor = torch.ops.fastkd.lstm_steps(gates, lengths, weight_recurrent)
     return states
 
 
@@ -125,7 +125,7 @@ def _fake_steps(gates: Tensor, lengths: Tensor, weight: Tensor) -> Tensor:
 
 def _fake_forward(gates: Tensor, lengths: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     states = weight.new_empty(gates.shape[0], weight.shape[0] * weight.shape[2])
-    return states, torch.empty_like(states), torch.empty_like(gates)
+    return states, torch.empty_like(states), gates.new_empty(gates.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -155,7 +155,7 @@ def _states_before(states: Tensor, lengths: Tensor) -> list[Tensor]:
 
 
 def _fake_backward(grad: Tensor, lengths: Tensor, weight: Tensor, cells: Tensor, activations: Tensor) -> Tensor:
-    return torch.empty_like(activations)
+    return activations.new_empty(activations.shape)
 
 
 torch.library.register_fake("fastkd::bilstm", _fake)

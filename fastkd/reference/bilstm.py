@@ -8,7 +8,7 @@ def bilstm(x: Tensor, lengths: Tensor, weight_input: Tensor, weight_recurrent: T
     """Shapes as in :func:`fastkd.ops.bilstm`; float64 arithmetic for float64 ``x``, else float32."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     begins = lengths.cumsum(0) - lengths
-    longest = int(lengths.max()) if lengths.numel() else 0
+    steps = max(int(lengths.max()), 1) if lengths.numel() else 1  # one even for nobody: it ties the states to the graph
     outputs = []
     for way, (of_input, recurrent, shift) in enumerate(
         zip(weight_input.to(wide), weight_recurrent.to(wide), bias.to(wide), strict=True)
@@ -16,7 +16,7 @@ def bilstm(x: Tensor, lengths: Tensor, weight_input: Tensor, weight_recurrent: T
         gates = x.to(wide) @ of_input.T + shift
         states = gates.new_zeros(x.shape[0], recurrent.shape[1])
         h, c = gates.new_zeros(2, len(lengths), recurrent.shape[1]).unbind()
-        for step in range(longest):
+        for step in range(steps):
             running = (lengths > step).nonzero()[:, 0]
             tokens = begins[running] + (lengths[running] - 1 - step if way == 1 else step)
             i, f, g, o = (gates[tokens] + h[running] @ recurrent.T).chunk(4, -1)

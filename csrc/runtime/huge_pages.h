@@ -12,7 +12,7 @@
 namespace fastkd {
 
 inline void prefer_huge_pages(void* data, size_t bytes) {
-#if defined(__linux__)
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = 2 << 20;
   const uintptr_t begin = ((uintptr_t)data + kHuge - 1) & ~(kHuge - 1);
   const uintptr_t end = ((uintptr_t)data + bytes) & ~(kHuge - 1);
