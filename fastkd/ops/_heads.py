@@ -49,7 +49,7 @@ class Gradients:
         self.head = head
         self.memory = head.hidden.new_empty(head.weight.shape) if weight else None
         self.needed = hidden or weight or bias
-        self.hidden = head.hidden.new_empty(head.hidden.shape) if hidden else None
+        self.hidden = torch.empty_like(head.hidden, memory_format=torch.contiguous_format) if hidden else None
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
         self.need_weight, self.need_bias = weight, bias
