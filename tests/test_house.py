@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,10 @@ def test_an_unknown_build_is_refused():
         )
         assert done.returncode != 0
         assert message in done.stderr
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in Path(__file__).parent.glob("test_mutants*.py")))
+def test_every_mutant_fits_the_code(module):
+    for name, (file, old, _) in import_module(module).MUTANTS.items():
+        path = ROOT / file if "/" in file else ROOT / "csrc" / "cuda" / file
+        assert path.read_text(encoding="utf-8").count(old) == 1, name

@@ -4,7 +4,7 @@ import pytest
 
 OP, HEADS, LOSS = "fastkd/ops/linear_kl_div.py", "fastkd/ops/_heads.py", "fastkd/losses/linear_kl_div.py"
 MUTANTS = {
-    "nothing": (OP, "= 96, 512", "= 96, 512"),
+    "nothing": (HEADS, "FEW = 3", "FEW = 3"),
     "the reference forgets the scale": ("fastkd/reference/linear_kl_div.py", "logits = logits * scale", "pass"),
     "every part of a chunk meets the first of the teacher": (
         OP,
@@ -19,8 +19,8 @@ MUTANTS = {
     ),
     "masked rows are multiplied out": (OP, "options.valid.nonzero()", "(options.valid | True).nonzero()"),
     "the cap has no slope": (HEADS, "logits * capped, capped, value=-1", "logits * capped, capped, value=0"),
-    "every chunk rounds the weight's gradient": (HEADS, "> FEW * chunk", "> 1e9 * chunk"),
-    "only the last chunk moves the weight": (HEADS, "if total is None:", "if True:"),
+    "every chunk rounds the weight's gradient": (HEADS, "chunks > FEW", "chunks > 1e9"),
+    "only the last chunk moves the weight": (HEADS, "if self.weight is None:", "if True:"),
     "the weight's gradient forgets the rows' weights": (
         HEADS,
         "(self.head.hidden[rows] * row_weight)",
@@ -30,7 +30,7 @@ MUTANTS = {
     "a chunk's bias replaces the last": (HEADS, "part if self.bias is None else self.bias.add_(part)", "part"),
     "float16 divides first": (HEADS, "if head.hidden.dtype == torch.float16 and", "if False and"),
     "the scaled loss leaves gradients as they are": (OP, "(grad * grad_loss).to", "grad.to"),
-    "the memory budget is ignored": (OP, "budget = budget or _default_budget(weight)", "budget = 2**40"),
+    "the memory budget is ignored": (OP, "(budget or _default_budget(weight))", "2**40"),
     "the common vocabulary is the whole": (LOSS, "x if x is None or len(x) == count else x[:count]", "x"),
 }
 
