@@ -12,7 +12,7 @@ from benchmarks.results import Row
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "figures.md")
-BLOCK = re.compile(r"(<!-- (older |all )?benchmarks: .*?-->\n).*?(<!-- end of benchmarks -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (?:(older|all) )?benchmarks: .*?-->\n).*?(<!-- end of benchmarks -->)", re.DOTALL)
 STEPS = re.compile(r"(<!-- steps: .*?-->\n).*?(<!-- end of steps -->)", re.DOTALL)
 ANSWERS = re.compile(r"(<!-- answers of (\w+): .*?-->\n).*?(<!-- end of answers -->)", re.DOTALL)
 HEADER = (
@@ -143,7 +143,7 @@ def _step_line(problem: results.Problem) -> tuple[str, ...]:
 
 
 def _tables_of_kind(machines: Results, kind: str | None) -> str:
-    return tables(by_age(machines, older=kind == "older "), brief=kind is None)
+    return tables(by_age(machines, older=kind == "older"), brief=kind is None)
 
 
 def rewritten(text: str, found: Kinds) -> str:

@@ -56,8 +56,8 @@ ROWS = tuple(OBJECTIVES)
 EPOCHS, TEACHER_EPOCHS, END = 3.0, 3.0, "<|endoftext|>"
 LEARNING_RATES = (5e-4, 1e-3)
 SIZES = {"n_layer": 6, "n_embd": 256, "n_head": 4, "n_positions": 512, "vocab_size": 8192}
-ACTIVATION = {"activation_function": "gelu_pytorch_tanh"}  # GPT-2's own function, in one kernel
-DROPOUTS = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), DROPOUT)
+OPTIONS: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), DROPOUT)
+OPTIONS |= {"activation_function": "gelu_pytorch_tanh"}  # GPT-2's own function, in one kernel
 LENGTHS = {"max_length": 512, "max_prompt_length": 256}
 CLAIMS = tuple(beats(MAKD, row, f"MaKD beats {row} at one number of parameters") for row in ROWS if row != MAKD)
 
@@ -179,13 +179,7 @@ def make_teacher(
         start = time.monotonic()
         torch.manual_seed(0)
         model = GPT2LMHeadModel(
-            GPT2Config(
-                **SIZES,
-                **ACTIVATION,
-                **DROPOUTS,
-                bos_token_id=tokenizer.eos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
+            GPT2Config(**SIZES, **OPTIONS, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id)
         )
         collate = language_model_collator(tokenizer)
         for rows in (blocks(texts, tokenizer), speaking.train):
@@ -198,7 +192,7 @@ def make_teacher(
         tokenizer.save_pretrained(folder / "model")
         return found
 
-    trained = finished_or(folder, {"sizes": SIZES, **ACTIVATION, **DROPOUTS, **sources}, train)
+    trained = finished_or(folder, {"sizes": SIZES, **OPTIONS, **sources}, train)
     lines = csv_file.scores_of(TEACHER, 0, {name: name for name in trained["scores"]}, trained)
     csv_file.write(table.group_folder(TEACHER) / "scores.csv", lines)
     write_text(table.group_folder(TEACHER) / "students.json", json.dumps({0: trained}))
