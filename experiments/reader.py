@@ -43,7 +43,8 @@ from fastkd.training.spans import SpanTrainer
 from fastkd.training.teacher import has_fast_bf16
 
 ROWS = {row: ALL_ROWS[row] for row in (next(iter(ALL_ROWS)), *OTHERS, MAKD)}
-EPOCHS = 2.0
+EPOCHS, TEACHER_EPOCHS = 2.0, 2.0
+TRAINING = {"warmup_steps": 0.06, "weight_decay": 0.0}
 COLUMNS = {"exact match": "eval_exact_match", "F1": "eval_f1"}
 SIZES = {"max_length": 256, "doc_stride": 96}
 
@@ -81,9 +82,9 @@ def run(args: argparse.Namespace) -> Table:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     reading = load(args.data_dir, tokenizer, args.held_out, args.max_train_rows)
     teacher = Path(args.output) / TEACHER
-    training = {"num_train_epochs": args.epochs, "warmup_steps": 0.06, "weight_decay": 0.0}
+    training = {"num_train_epochs": args.epochs, **TRAINING}
     rows = {"data_dir": args.data_dir, "max_train_rows": args.max_train_rows, "held_out": args.held_out}
-    make_teacher(args.model, reading, teacher, training, rows, table)
+    make_teacher(args.model, reading, teacher, rows, table)
     shared = {"model": args.model, "ratio": args.ratio, "layers": args.layers, **rows, **training}
     groups = []
     for row in args.rows:
@@ -107,11 +108,11 @@ def load(data_dir: str | None, tokenizer: Any, held_out: int | None, max_train_r
     return Reading(encode_squad(train, tokenizer, **SIZES), encode_squad(questions, tokenizer, **SIZES), questions)
 
 
-def make_teacher(
-    model: str, reading: Reading, folder: Path, training: dict[str, Any], rows: dict[str, Any], table: Table
-) -> None:
+def make_teacher(model: str, reading: Reading, folder: Path, rows: dict[str, Any], table: Table) -> None:
     """The teacher, fine-tuned unless it is there, and its lines. ``rows`` tells which ``reading`` it is."""
     from experiments import scores as csv_file
+
+    training = {"num_train_epochs": TEACHER_EPOCHS, **TRAINING}
 
     def train() -> Trained:
         start = time.monotonic()
