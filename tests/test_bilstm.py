@@ -115,6 +115,8 @@ def test_no_gradient_is_refused_not_left_out():
 @pytest.mark.parametrize(
     ("place", "change", "error", "message"),
     [
+        (0, lambda x: x.tolist(), TypeError, "x must be a tensor, got list"),
+        (1, lambda n: n.tolist(), TypeError, "lengths must be a tensor, got list"),
         (0, lambda x: x[0], ValueError, "x must be .tokens, inputs."),
         (0, lambda x: x.long(), TypeError, "x must be float32"),
         (0, lambda x: x[:, 1:], ValueError, "weight_input must be .2, 76, 10."),

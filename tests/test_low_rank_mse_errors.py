@@ -63,6 +63,7 @@ A, B = torch.randn(2, 3, 6), torch.randn(7, 4)
         ([A, B], [A, B], {"mask": torch.ones(2, 3)}, ValueError, r"students\[1\] has rows \(7,\).*without it"),
         ([A], [A], {"mask": torch.ones(6)}, ValueError, r"mask has shape \(6,\)"),
         ([A], [A], {"weights": [1.0, 2.0]}, ValueError, r"weights has shape \(2,\); .* \(1,\)"),
+        ([A], [A], {"weights": ["a"]}, TypeError, r"weights must be one number per pair.*got \['a'\]"),
         ([A], [A], {"reduction": "none"}, ValueError, "reduction must be mean or sum, got 'none'"),
         ([torch.tensor(1.0)], [torch.tensor(1.0)], {}, ValueError, r"students\[0\] must be \(..., d\)"),
     ],

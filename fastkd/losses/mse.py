@@ -95,7 +95,10 @@ def _weights(weights: Sequence[float] | Tensor | None, pairs: int, like: Tensor)
         return torch.ones(pairs, device=like.device)
     if isinstance(weights, Tensor):
         _checks.frozen("weights", weights)
-    values = torch.as_tensor(weights, dtype=torch.float32, device=like.device)
+    try:
+        values = torch.as_tensor(weights, dtype=torch.float32, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"weights must be one number per pair, or a tensor of them, got {weights!r}") from error
     if values.shape != (pairs,):
         raise ValueError(f"weights has shape {tuple(values.shape)}; it holds one number per pair, {(pairs,)}")
     return values

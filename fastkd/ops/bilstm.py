@@ -84,6 +84,9 @@ def _has_kernel(x: Tensor, hidden: int) -> bool:
 
 
 def _check(x: Tensor, lengths: Tensor, weights: dict[str, Tensor]) -> None:
+    for name, tensor in {"x": x, "lengths": lengths, **weights}.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     for name, tensor in {"x": x, **weights}.items():
         if tensor.dtype not in _extension.FLOATS:
             raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
