@@ -1,5 +1,6 @@
 """Tasks of one's own: what tables may look like, what they mean, and what is refused with file and line."""
 
+import csv
 import gzip
 import logging
 from collections import Counter
@@ -42,6 +43,17 @@ def test_pairs_in_a_packed_tsv_where_quotes_mean_nothing(tmp_path):
     task = task_of("faq", splits["train"].features)
     assert (task.columns, task.label_names) == (("query", "answer"), ("10", "2"))
     assert splits["validation"]["label"][:] == [1, 0]
+
+
+def test_a_text_of_any_length_is_read(tmp_path):
+    long = "word " * 40_000
+    limit = csv.field_size_limit()
+    for name in ("train_csv", "train_tsv"):
+        separator = "," if name.endswith("csv") else "\t"
+        rows = "".join(f"{long}{i}{separator}{'xy'[i % 2]}\n" for i in range(4))
+        data = write(tmp_path / name / "own", **{name: f"text{separator}label\n{rows}"})
+        assert max(map(len, load_task("own", data)["train"]["text"][:])) > len(long)
+    assert csv.field_size_limit() == limit
 
 
 def test_a_label_with_a_fraction_makes_a_regression(tmp_path):

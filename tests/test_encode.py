@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch.utils.data import DataLoader
 
 from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, encode, load_encoded
@@ -42,6 +43,15 @@ def test_pairs_have_token_types_whatever_the_tokenizer(token_types):
     assert encoded["input_ids"][:] == [[CLS, GOOD, SEP, THE, FILM, SEP], [CLS, THE, BAD, FILM, SEP, BAD, SEP]]
     assert encoded["token_type_ids"][:] == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1]]
     assert encoded["labels"][:] == [4.5, 1.0]
+
+
+def test_pairs_have_token_types_where_the_tokenizer_gives_all_of_them_0():
+    flat = tokenizer()
+    flat.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
+    assert flat("good", "film")["token_type_ids"] == [0] * 5
+    assert encode(PAIRS, GLUE["stsb"], flat, 16)["token_type_ids"][0] == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("token_types", [True, False])

@@ -82,6 +82,6 @@ def test_the_texts_to_check_can_be_given(tmp_path, capsys):
     options = ["--precision", "float32", "--check", str(tmp_path / "texts")]
     assert main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "student"), *options]) == 1
     assert "line 1 of" in capsys.readouterr().err
-    (tmp_path / "texts").write_text("good\tfilm\nbad\tvery bad\n")
+    (tmp_path / "texts").write_text("\ufeffgood\u2028\tfilm\nbad\tvery bad\n", encoding="utf-8")
     assert main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "student"), *options]) == 0
     assert "a: same label on 2 of 2 texts" in capsys.readouterr().out

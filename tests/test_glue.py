@@ -147,6 +147,18 @@ def test_missing_folder_and_split(tmp_path):
         load_task("sst2", tmp_path)
 
 
+def test_the_broken_lines_of_qqp_are_left_out(tmp_path, caplog):
+    head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    folder = write_task(tmp_path, "qqp")
+    (folder / "train.tsv").write_text(head + "0\t1\t2\ta\tb\t0\n1\t3\t4\tc\n5\t6\n2\t7\t8\td\te\t1\n")
+    train = load_task("qqp", tmp_path)["train"]
+    assert train["question1"][:] == ["a", "d"]
+    assert "train.tsv: 2 lines that have not 6 fields are left out" in caplog.text
+    (folder / "train.tsv").write_text(head + "0\t1\t2\ta\tb\t0\n1\t3\t4\tc\n")
+    with pytest.raises(ValueError, match=r"train.tsv, line 3: 4 tab-separated fields .* may be truncated"):
+        load_task("qqp", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

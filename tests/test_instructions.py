@@ -37,7 +37,7 @@ def test_formats(tmp_path, name):
         ({"output": "good"}, "'instruction' or 'text' is missing; it must be a text"),
         ({"instruction": 3}, "'instruction' or 'text' is int"),
         ({"instruction": " ", "output": "good"}, "the instruction is empty"),
-        ({"instruction": "a", "input": None}, "'input' or 'context' is missing"),
+        ({"instruction": "a", "input": 3}, "'input' or 'context' is int"),
         ({"instruction": "a", "output": ""}, "the output must be a text that is not empty, or a list of such, not ''"),
         ({"instruction": "a", "response": ["b", 1]}, r"a list of such, not \['b', 1\]"),
         ({"instruction": "a", "instances": {"input": "b"}}, "'instances' must be a list of objects"),
@@ -48,6 +48,12 @@ def test_a_damaged_line_is_named(tmp_path, row, message):
     path = write_lines(tmp_path / "rows.jsonl", DOLLY, row)
     with pytest.raises(ValueError, match=rf"rows\.jsonl, line 2: .*{message}"):
         load_instructions(path)
+
+
+def test_null_is_as_good_as_missing(tmp_path):
+    row = {"instruction": "a", "input": None, "context": None, "output": None, "response": "b"}
+    (loaded,) = load_instructions(write_lines(tmp_path / "rows.jsonl", row))
+    assert loaded == {"instruction": "a", "input": "", "references": ["b"]}
 
 
 def test_files_that_cannot_be_read(tmp_path):

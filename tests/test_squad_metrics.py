@@ -126,5 +126,5 @@ def test_logits_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match=r"\(4, 9\)"):
         best_spans(logits[1:], logits[1:], windows, QUESTIONS)
     logits[2, 3] = np.nan
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(FloatingPointError, match="NaN"):
         best_spans(np.zeros((5, WIDTH)), logits, windows, QUESTIONS)

@@ -139,9 +139,29 @@ def test_a_damaged_cache_is_computed_anew(data, tmp_path, monkeypatch, caplog, d
     assert again["teacher_values"][:] == wanted
 
 
+def test_a_cache_that_is_used_is_read_once_and_written_no_more(data, tmp_path, monkeypatch):
+    cached(data, tmp_path, monkeypatch)
+    (digest,) = tmp_path.glob("*.sha256")
+    digest.chmod(0o444)
+    before, read = digest.stat().st_mtime_ns, topk._digest
+    hashed = []
+    monkeypatch.setattr(topk, "_digest", lambda path: hashed.append(path) or read(path))
+    assert cached(data, tmp_path, monkeypatch)[1] == 0
+    assert len(hashed) == 1
+    assert digest.stat().st_mtime_ns == before
+    digest.unlink()  # as where a process was killed before it wrote it
+    assert cached(data, tmp_path, monkeypatch)[1] == 0
+    assert digest.exists()
+
+
 def test_bad_input_is_named(data):
     with pytest.raises(ValueError, match="k must be from 1 to 50, the size of the vocabulary, got 51"):
         add_teacher_topk(data, make_teacher(), 51)
+    for temperature in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"temperature must be positive and finite, got {temperature}"):
+            add_teacher_topk(data, make_teacher(), 4, temperature=temperature)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        topk_of(torch.zeros(3, 9), 2, temperature=0.0)
     with pytest.raises(ValueError, match="k must be from 1 to 9"):
         topk_of(torch.zeros(3, 9), 0)
     with pytest.raises(ValueError, match="dataset has a column of teacher_ids"):

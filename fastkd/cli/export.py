@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastkd.cli.arguments import positive
 from fastkd.cli.config import CommandParser
+from fastkd.data.files import open_text
 
 if TYPE_CHECKING:
     from fastkd.students.export import Agreement
@@ -87,7 +88,8 @@ def _onnx(args: argparse.Namespace, texts: Texts | None) -> list[Agreement]:
 
 
 def _read(path: Path) -> Texts:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    with open_text(path) as file:
+        lines = [line.rstrip("\r\n") for line in file]
     tabs = ["\t" in line for line in lines]
     if not lines:
         raise ValueError(f"--check: {path} holds no text")

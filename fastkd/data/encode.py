@@ -26,7 +26,7 @@ def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max
     """Tokenised rows, a pair packed as ``[CLS] a [SEP] b [SEP]``.
 
     Columns: ``input_ids``, ``attention_mask``, ``token_type_ids`` (0 up to the first text's separator, 1
-    after it; made here when the tokenizer has none), ``labels`` (class number or float score, of the type of
+    after it; made here when the tokenizer does not), ``labels`` (class number or float score, of the type of
     ``label``), ``row`` and ``length`` in tokens. Longer rows are cut to ``max_length`` tokens, the longer text
     of a pair first.
     """
@@ -36,10 +36,12 @@ def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max
     if max_length > tokenizer.model_max_length:
         raise ValueError(f"max_length is {max_length}; the model takes {tokenizer.model_max_length} tokens at most")
 
+    made_here = not tells_apart(tokenizer)
+
     def tokenize(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
         texts = [rows[column] for column in task.columns]
         encoding = tokenizer(*texts, truncation="longest_first", max_length=max_length)
-        if "token_type_ids" not in encoding:
+        if made_here:
             pieces = range(len(texts[0]))
             encoding["token_type_ids"] = [_token_types(encoding.sequence_ids(i)) for i in pieces]
         columns = ("input_ids", "attention_mask", "token_type_ids")
@@ -50,6 +52,11 @@ def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max
     description = f"tokenise {task.name}"
     encoded = dataset.map(tokenize, batched=True, remove_columns=list(task.columns), desc=description)
     return encoded.rename_column("label", "labels")
+
+
+def tells_apart(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the token types that a tokenizer gives are 1 somewhere in the second text of a pair."""
+    return any(tokenizer("a", "b").get("token_type_ids", ()))
 
 
 def _token_types(sequence_ids: Sequence[int | None]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import math
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from fastkd.data.task import Task
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")
 NO_GOLD_LABEL = "-"  # SNLI's mark of a pair on which the annotators did not agree
@@ -29,7 +32,7 @@ class Layout:
 
     ``texts`` and ``label`` list, per column, the accepted names, the preferred first. ``header`` names the
     columns of files that have no header line. ``numbered``: classes may be written 0, 1, … in the order of
-    the task's labels.
+    the task's labels. ``broken_lines``: as published, a few lines have too few or too many fields, and are left out.
     """
 
     folder: str
@@ -37,6 +40,7 @@ class Layout:
     label: tuple[str, ...] = ("label",)
     header: tuple[str, ...] | None = None
     numbered: bool = False
+    broken_lines: bool = False
 
 
 _PAIR = (("sentence1",), ("sentence2",))
@@ -47,7 +51,7 @@ LAYOUTS: dict[str, Layout] = {
         "MRPC", (("#1 String", "sentence1"), ("#2 String", "sentence2")), ("Quality", "label"), numbered=True
     ),
     "stsb": Layout("STS-B", _PAIR, ("score", "label")),
-    "qqp": Layout("QQP", (("question1",), ("question2",)), ("is_duplicate", "label"), numbered=True),
+    "qqp": Layout("QQP", (("question1",), ("question2",)), ("is_duplicate", "label"), numbered=True, broken_lines=True),
     "snli": Layout("SNLI", (("premise", "sentence1"), ("hypothesis", "sentence2")), ("gold_label", "label")),
     "mnli": Layout("MNLI", (("premise", "sentence1"), ("hypothesis", "sentence2")), ("gold_label", "label")),
     "qnli": Layout("QNLI", (("question",), ("sentence",))),
@@ -100,7 +104,7 @@ def _read_table(task: Task, layout: Layout, path: Path) -> dict[str, list[Any]]:
     names = (*layout.texts, layout.label)
     read = _jsonl_fields if ".jsonl" in path.name else _tsv_fields
     table: dict[str, list[Any]] = {column: [] for column in (*task.columns, "label")}
-    for line, fields in read(path, names, layout.header):
+    for line, fields in read(path, names, layout):
         if fields[-1] == NO_GOLD_LABEL and task.name == "snli":
             continue
         for column, text in zip(task.columns, fields[:-1], strict=True):
@@ -129,19 +133,28 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"{path} is damaged or truncated after line {number}: {error}") from error
 
 
-def _tsv_fields(path: Path, names: tuple[tuple[str, ...], ...], header: tuple[str, ...] | None) -> Iterator[Line]:
+def _tsv_fields(path: Path, names: tuple[tuple[str, ...], ...], layout: Layout) -> Iterator[Line]:
     lines = _lines(path)
-    if header is None:
-        header = tuple(next(lines, (0, ""))[1].split("\t"))
+    header = layout.header or tuple(next(lines, (0, ""))[1].split("\t"))
     positions = [header.index(_present(accepted, header, f"{path}, line 1")) for accepted in names]
+    error, left_out = None, 0
     for number, text in lines:
         fields = text.split("\t")
-        if len(fields) != len(header):
-            raise ValueError(
-                f"{path}, line {number}: {len(fields)} tab-separated fields instead of {len(header)}; "
-                "the file may be truncated"
-            )
-        yield number, [fields[position] for position in positions]
+        error = None
+        if len(fields) == len(header):
+            yield number, [fields[position] for position in positions]
+            continue
+        error = ValueError(
+            f"{path}, line {number}: {len(fields)} tab-separated fields instead of {len(header)}; "
+            "the file may be truncated"
+        )
+        if not layout.broken_lines:
+            raise error
+        left_out += 1
+    if error:  # in the last line: a truncated file, not one that was published so
+        raise error
+    if left_out:
+        logger.warning("%s: %d lines that have not %d fields are left out", path, left_out, len(header))
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -156,7 +169,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _jsonl_fields(path: Path, names: tuple[tuple[str, ...], ...], header: tuple[str, ...] | None) -> Iterator[Line]:
+def _jsonl_fields(path: Path, names: tuple[tuple[str, ...], ...], layout: Layout) -> Iterator[Line]:
     for number, row in json_rows(path):
         where = f"{path}, line {number}"
         fields = [row[_present(accepted, tuple(row), where)] for accepted in names]

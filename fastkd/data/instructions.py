@@ -28,7 +28,7 @@ PROMPT_WITH_INPUT = (
 def load_instructions(path: str | Path) -> Dataset:
     """The rows of a .jsonl or .jsonl.gz file with the columns ``instruction``, ``input`` and ``references``.
 
-    A line of the file has an ``instruction``, or ``text``; an ``input``, or ``context``, which may be empty or
+    A line of the file has an ``instruction``, or ``text``; an ``input``, or ``context``, which may be empty, null or
     missing; and an ``output``, or ``response``: a text or a list of them, which become ``references``. Without one the
     list is empty. ``instances``, pairs of ``input`` and ``output``, make a row each.
 
@@ -127,7 +127,7 @@ def _rows(line: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
 
 
 def _references(instance: Mapping[str, Any], where: str) -> list[str]:
-    found: Any = next((instance[name] for name in ("output", "response") if name in instance), [])
+    found: Any = next((instance[name] for name in ("output", "response") if instance.get(name) is not None), [])
     texts = [found] if isinstance(found, str) else found
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"{where}: the output must be a text that is not empty, or a list of such, not {found!r}")
@@ -135,7 +135,7 @@ def _references(instance: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _text(fields: Mapping[str, Any], names: tuple[str, ...], where: str, default: str | None = None) -> str:
-    text = next((fields[name] for name in names if name in fields), default)
+    text = next((fields[name] for name in names if fields.get(name) is not None), default)
     if not isinstance(text, str):
         wanted = " or ".join(repr(name) for name in names)
         raise ValueError(

@@ -26,7 +26,8 @@ def task_metrics(task: Task, logits: npt.ArrayLike, labels: npt.ArrayLike) -> di
         labels: (rows,), class numbers, or scores of a regression.
 
     Raises:
-        ValueError: no rows, shapes that do not match, or logits that are not finite.
+        ValueError: no rows, or shapes that do not match.
+        FloatingPointError: logits that are not finite.
     """
     scores = np.asarray(logits, dtype=np.float64)
     targets = np.asarray(labels)
@@ -38,7 +39,7 @@ def task_metrics(task: Task, logits: npt.ArrayLike, labels: npt.ArrayLike) -> di
             f"they must be (rows, {task.num_labels}) and (rows,), with at least one row"
         )
     if not np.isfinite(scores).all():
-        raise ValueError(f"{task.name}: logits hold NaN or infinity; the model has diverged")
+        raise FloatingPointError(f"{task.name}: logits hold NaN or infinity; the model has diverged")
     predictions = scores[:, 0] if task.is_regression else scores.argmax(axis=1)
     return {name: METRICS[name](predictions, targets) for name in task.metrics}
 

@@ -52,7 +52,8 @@ def best_spans(
         windows: of ``encode_squad``, all of ``questions``.
 
     Raises:
-        ValueError: shapes that do not match, or logits that are NaN.
+        ValueError: shapes that do not match.
+        FloatingPointError: logits that are NaN.
     """
     starts, ends = np.asarray(start_logits, np.float32), np.asarray(end_logits, np.float32)
     width = max(windows["length"][:])
@@ -62,7 +63,7 @@ def best_spans(
             f"both must be ({len(windows)}, at least {width})"
         )
     if np.isnan(starts).any() or np.isnan(ends).any():
-        raise ValueError("start_logits or end_logits hold NaN; the model has diverged")
+        raise FloatingPointError("start_logits or end_logits hold NaN; the model has diverged")
     char_starts, char_ends = (_padded(windows[name][:], starts.shape[1]) for name in (CHAR_STARTS, CHAR_ENDS))
     outside = char_starts < 0
     scores, first, last = _best_pairs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -70,7 +71,7 @@ def read_table(path: Path) -> Table:
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The non-blank records and the number of the line where each begins."""
     opener = gzip.open if path.suffix == ".gz" else open
-    line = 1
+    line, limit = 1, csv.field_size_limit(sys.maxsize)  # a text is cut at the model's length, not here
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             if ".tsv" in path.suffixes:
@@ -83,3 +84,5 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
                 line = reader.line_num + 1
     except (csv.Error, *DAMAGED) as error:
         raise ValueError(f"{path} is damaged from line {line}: {error}") from error
+    finally:
+        csv.field_size_limit(limit)

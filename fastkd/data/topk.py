@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastkd.training.runs import write_text
 from fastkd.training.signals import fingerprint
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ def topk_of(logits: Tensor, k: int, *, temperature: float = 1.0) -> TopK:
     2⁻¹¹ · (|log p_j| + the mean of |log p| over the k columns, weighted by p), the mass of all k by float32's rounding.
 
     Raises:
-        ValueError: k is not from 1 to V.
+        ValueError: k is not from 1 to V, or the temperature is not positive and finite.
     """
+    _check_temperature(temperature)
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"k must be from 1 to {logits.shape[-1]}, the size of the vocabulary, got {k}")
     exact, ids = (logits.float() / temperature).log_softmax(-1).topk(k, -1)
@@ -86,6 +88,7 @@ def add_teacher_topk(
 
     if any(name in dataset.column_names for name in COLUMNS):
         raise ValueError(f"dataset has a column of {', '.join(COLUMNS)} already: remove_columns takes it away")
+    _check_temperature(temperature)
     vocabulary = _vocabulary(teacher)
     if not 1 <= k <= vocabulary:
         raise ValueError(f"k must be from 1 to {vocabulary}, the size of the vocabulary, got {k}")
@@ -97,7 +100,7 @@ def add_teacher_topk(
     path = None if cache_dir is None else Path(cache_dir) / f"topk-{name}.arrow"
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _discard_if_damaged(path)
+    whole = path is not None and _is_whole(path)
     known = tokens.map(
         _annotate(teacher.eval(), k, temperature, autocast, id_type.dtype),
         batched=True,
@@ -108,8 +111,8 @@ def add_teacher_topk(
         cache_file_name=None if path is None else str(path),
         desc=f"teacher's top {k}",
     )
-    if path is not None:
-        _digest_file(path).write_text(_digest(path))
+    if path is not None and not whole:
+        write_text(_digest_file(path), _digest(path))
     filled: Dataset = concatenate_datasets([dataset, known], axis=1)
     return filled
 
@@ -130,6 +133,11 @@ def collate_topk(rows: Sequence[Mapping[str, Any]], width: int, *, left: bool = 
         place = slice(width - length, width) if left else slice(length)
         ids[index, place], values[index, place], normalizers[index, place] = (row[name] for name in COLUMNS)
     return dict(zip(COLUMNS, map(torch.from_numpy, (ids, values, normalizers)), strict=True))
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
 def _vocabulary(teacher: nn.Module) -> int:
@@ -174,10 +182,13 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _discard_if_damaged(path: Path) -> None:
-    if not path.exists():
-        return
+def _is_whole(path: Path) -> bool:
+    """Whether the file has its digest; one with another is removed, one without may have been stopped short of it."""
     known = _digest_file(path)
-    if not known.exists() or known.read_text() != _digest(path):
-        logger.warning("%s is damaged; computing the teacher's top k anew", path)
-        path.unlink()
+    if not (path.exists() and known.exists()):
+        return False
+    if known.read_text() == _digest(path):
+        return True
+    logger.warning("%s is damaged; computing the teacher's top k anew", path)
+    path.unlink()
+    return False

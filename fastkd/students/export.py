@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from fastkd.data.encode import tells_apart
 from fastkd.runtime import Student, load
 from fastkd.runtime import folder as student_folder
 from fastkd.runtime.quantize import quantize
@@ -125,7 +126,7 @@ def describe(source: Source, precision: str, max_length: int) -> dict[str, Any]:
         "precision": precision,
         "tasks": {task: list(about["labels"]) for task, about in source.student.config.tasks.items()},
         "max_length": max_length,
-        "token_types": "token_type_ids" in source.tokenizer.model_input_names,
+        "token_types": tells_apart(source.tokenizer),
     }
 
 
@@ -142,13 +143,14 @@ def compare(
 ) -> list[Agreement]:
     """Asks the model and the exported student the same texts, for every task."""
     student, tokenizer = source
+    apart = tells_apart(tokenizer)
     agreements = []
     for task, about in student.config.tasks.items():
         expected = []
         for text in texts:
             parts = [[text]] if isinstance(text, str) else [[part] for part in text]  # batches of one, as in training
             encoding = tokenizer(*parts, truncation="longest_first", max_length=max_length, return_tensors="pt")
-            if "token_type_ids" not in encoding:
+            if not apart:
                 second = [part or 0 for part in encoding.sequence_ids(0)]
                 encoding["token_type_ids"] = torch.tensor([second]).cummax(1).values
             expected.append(student(**encoding, task=task).logits[0].float().numpy())
