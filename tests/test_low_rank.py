@@ -7,10 +7,12 @@ import pytest
 import torch
 from families import BATCH, DECODERS, FAMILIES, SIZES, make
 from subprocesses import python
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
 )
 from transformers.pytorch_utils import Conv1D
@@ -101,6 +103,31 @@ def test_a_tied_head_shares_the_words_factors(tmp_path):
         assert model.lm_head.down is model.transformer.wte.down
     hidden = student.transformer(**BATCH).last_hidden_state
     torch.testing.assert_close(student(**BATCH).logits, hidden @ student.transformer.wte.weight.T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tied_head_keeps_its_bias(tmp_path):
+    torch.manual_seed(0)
+    model = BertForMaskedLM(BertConfig(**SIZES)).eval()
+    with torch.no_grad():
+        words = model.get_input_embeddings().weight
+        words.copy_(torch.randn(len(words), 3) @ torch.randn(3, words.shape[1]))
+        model.cls.predictions.bias.normal_()
+    factorize(model, plan_factorization(model, rank=3, maps=False, embedding=True)).save_pretrained(tmp_path)
+    student = BertForMaskedLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(student(**BATCH).logits, model(**BATCH).logits, rtol=1e-4, atol=1e-4)
+    assert student.cls.predictions.decoder.bias is student.cls.predictions.bias
+
+
+def test_an_embedding_that_does_more_than_look_up_stays_whole():
+    class Scaled(nn.Embedding):
+        def forward(self, ids):
+            return 2 * super().forward(ids)
+
+    model = make("gpt2")
+    model.transformer.wte = Scaled(*model.transformer.wte.weight.shape)
+    assert "transformer.wte" in plan_factorization(model, rank=3).others
+    with pytest.raises(ValueError, match=r"embedding is True, but the word embedding is a Scaled"):
+        plan_factorization(model, rank=3, embedding=True)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "spectrum"])

@@ -52,5 +52,5 @@ def run(args: argparse.Namespace) -> int:
         tokenizer = load_tokenizer(args.model)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-    print(f"saved to {args.output}")
+    print(f"saved to {args.output}" + ("" if tokenizer else f", without a tokenizer: {args.model} has none"))
     return 0

@@ -104,7 +104,7 @@ def plan_factorization(
     Raises:
         ValueError: not exactly one of ``parameters``, ``ratio`` and ``rank``; a rank at which nothing becomes
             smaller; a budget that rank 1 exceeds or that the whole model does not fill; a pattern that fits no matrix;
-            a quantised model.
+            a quantised model; ``embedding=True`` where the word embedding does more than to look up rows.
     """
     if sum(option is not None for option in (parameters, ratio, rank)) != 1:
         raise ValueError("give exactly one of parameters, ratio and rank")
@@ -115,6 +115,9 @@ def plan_factorization(
     if allocation not in ALLOCATIONS:
         raise ValueError(f"allocation must be one of {', '.join(ALLOCATIONS)}, got {allocation!r}")
     linear, table = _linear_maps(model) if maps else {}, _word_embedding(model)
+    if embedding and not table:
+        kind = type(model.get_input_embeddings()).__name__
+        raise ValueError(f"embedding is True, but the word embedding is a {kind}; only an nn.Embedding has factors")
     _check_weights(weights, [*linear, *table])
     before = sum(parameter.numel() for parameter in model.parameters())
     if rank is not None:
@@ -236,13 +239,13 @@ def _linear_maps(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and (module in inside or ".pooler." in f".{name}")
+        if type(module) in (nn.Linear, Conv1D) and (module in inside or ".pooler." in f".{name}")
     }
 
 
 def _word_embedding(model: PreTrainedModel) -> dict[str, nn.Module]:
     words = model.get_input_embeddings()
-    return {name: module for name, module in model.named_modules() if module is words}
+    return {name: module for name, module in model.named_modules() if module is words and type(words) is nn.Embedding}
 
 
 def _budget(parameters: int | None, ratio: float | None, before: int) -> int:

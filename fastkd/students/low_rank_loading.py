@@ -93,8 +93,9 @@ def _tie(model: Any, config: LowRankConfig) -> None:
         return
     names = {module: name for name, module in model.named_modules()}
     shared = LowRankLinear.like(head, words.rank)
-    shared.up, shared.down = words.up, words.down
+    shared.up, shared.down, shared.bias = words.up, words.down, head.bias
     exchange(model, names[head], shared)
-    ties = {f"{names[head]}.{factor}": f"{names[words]}.{factor}" for factor in ("up", "down")}
+    ties = {name: of for name, of in model.all_tied_weights_keys.items() if name != f"{names[head]}.weight"}
+    ties |= {f"{names[head]}.{factor}": f"{names[words]}.{factor}" for factor in ("up", "down")}
     model._tied_weights_keys = ties
     model.all_tied_weights_keys = dict(ties)
