@@ -130,6 +130,13 @@ def test_distilbert():
         close(parts["cosine"], textbrewer.cos_loss(student.hidden[-1], teacher.hidden[-1], mask))
 
 
+def test_a_cosine_of_no_tokens_is_zero():
+    student, teacher = pair()
+    for mask, tokens in ((MASK * 0, None), (MASK * 0, torch.tensor(0.0)), (MASK, 0)):
+        _, parts = DistilBERT()(student, teacher, LABELS, mask, tokens=tokens)
+        assert parts["cosine"] == 0
+
+
 def scores_of(attention):
     return attention.query.double() @ attention.key.double().mT * attention.scale
 
@@ -200,6 +207,15 @@ def test_minilm(causal):
     check(MiniLM(label_weight=0.5), student, teacher, LABELS, terms)
     soft = [textbrewer.att_ce_loss(x, scores[1], MASK) for x in scores]
     close(maps, soft[0] - soft[1])
+
+
+def test_minilm_takes_a_student_whose_bias_is_learned():
+    student, teacher = pair()
+    bias = torch.randn(1, 1, *student.attention[-1].query.shape[2:3] * 2, requires_grad=True)
+    student.attention[-1] = student.attention[-1]._replace(bias=bias)
+    total, _ = MiniLM()(student, teacher, LABELS, MASK)
+    total.backward()
+    assert student.attention[-1].query.grad.any()
 
 
 def test_minilm_is_a_mean_over_however_many_value_heads():
@@ -319,7 +335,7 @@ def test_a_term_without_weight_is_not_computed():
         objective(bare, bare, LABELS, MASK)
 
 
-NEEDS = ("needs_teacher", "needs_attention", "needs_hidden", "needs_maps", "needs_weights")
+NEEDS = ("needs_teacher", "needs_logits", "needs_attention", "needs_hidden", "needs_maps", "needs_weights")
 
 
 @pytest.mark.parametrize("form", ["output", "weight"])
@@ -328,7 +344,25 @@ def test_two_in_turn_need_what_either_needs(form):
     for both in (InTurn(matrices, KD()), InTurn(KD(), matrices)):
         assert [getattr(both, need) for need in NEEDS] == [getattr(matrices, need) for need in NEEDS]
     neither = InTurn(KD(), KD())
-    assert [need for need in NEEDS if getattr(neither, need)] == ["needs_teacher"]
+    assert [need for need in NEEDS if getattr(neither, need)] == ["needs_teacher", "needs_logits"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "wanted"),
+    [
+        (MiniLM(), False),
+        (MiniLM(label_weight=0.5), True),
+        (MiniLMv2(), False),
+        (TinyBERT(), False),
+        (TinyBERT(stage="prediction"), True),
+        (MaKDObjective(logits_weight=0.0), True),
+        (MaKDObjective(logits_weight=0.0, labels_weight=0.0), False),
+        (MaKDObjective(stages=(0.2, 0.6)).at(0.1), False),
+        (InTurn(TinyBERT(), KD()), True),
+    ],
+)
+def test_which_losses_read_the_students_logits(objective, wanted):
+    assert objective.needs_logits == wanted
 
 
 def test_of_two_in_turn_each_knows_how_far_the_training_is():

@@ -14,6 +14,7 @@ import os, sys
 import torch
 from tiny import bert_config, tokenizer, write_glue
 from transformers import TrainerCallback, TrainingArguments
+from fastkd.methods.baselines.training import BaselineConfig, BaselineTrainer
 from fastkd.methods.makd import MaKDConfig, MaKDTrainer
 from fastkd.methods.mixkd import MixKDConfig, MixKDTrainer
 from fastkd.mixup import Mix
@@ -42,12 +43,14 @@ def within_pairs(self, rows, device):  # the same pairs whatever the process
 
 MixKDTrainer._draw = within_pairs
 kinds = {"mixkd": (MixKDConfig, MixKDTrainer), "makd": (MaKDConfig, MaKDTrainer)}
+kinds |= {"makd in stages": (MaKDConfig, MaKDTrainer), "minilm": (BaselineConfig, BaselineTrainer)}
 config, trainer_class = kinds.get(method, (TrainingArguments, MultiTaskTrainer))
 teacher = {"teacher": MultiTaskEncoder(model.config)} if method in kinds else {}
-if method == "makd":
+if method not in ("teacher", "mixkd"):
     model = factorize(teacher["teacher"], plan_factorization(model, rank=4))
+own = {"makd in stages": {"stages": [0.3, 0.6]}, "minilm": {"baseline": "minilm"}}.get(method, {})
 args = config(
-    f"{folder}/out", use_cpu=True, disable_tqdm=True, save_strategy="no", num_train_epochs=3,
+    f"{folder}/out", **own, use_cpu=True, disable_tqdm=True, save_strategy="no", num_train_epochs=3,
     learning_rate=1e-3, max_grad_norm=0.0, per_device_train_batch_size=2, train_sampling_strategy="random",
     gradient_accumulation_steps=int(accumulation), logging_steps=1,
 )
@@ -57,7 +60,7 @@ trainer = trainer_class(
 )
 trainer.train(resume_from_checkpoint=resume or None)
 metrics = trainer.evaluate()
-part = {"mixkd": "loss_tmkd", "makd": "loss_mha"}.get(method)
+part = {"teacher": None, "mixkd": "loss_tmkd", "minilm": "loss_value"}.get(method, "loss_mha")
 parts = [log[part] for log in trainer.state.log_history if part in log]
 kept = {"model": model.state_dict(), "average": metrics["eval_average"], "parts": parts}
 torch.save(kept, f"{folder}/{name}-{rank}.pt")
@@ -82,7 +85,7 @@ def launch(folder, script, arguments, processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["teacher", "mixkd", "makd"])
+@pytest.mark.parametrize("method", ["teacher", "mixkd", "makd", "makd in stages", "minilm"])
 def test_two_processes_equal_one(tmp_path, method):
     write_glue(tmp_path / "glue")
     (one,) = run(tmp_path, "one", method=method, processes=1, accumulation=4)

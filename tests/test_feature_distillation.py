@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import BertForQuestionAnswering
 
 from fastkd.data.batches import language_model_collator, span_collator
+from fastkd.methods.baselines import DistilBERT
 from fastkd.methods.baselines.seqkd import teacher_responses
 from fastkd.methods.feature_distillation import LanguageModelDistillationTrainer, SpanDistillationTrainer
 from fastkd.methods.makd import MaKDConfig, MaKDObjective
@@ -89,6 +90,29 @@ def test_a_step_is_the_objective_on_plain_calls(kind, tmp_path, batch_size, accu
     loss.backward()
     expected = {name: parameter.grad for name, parameter in student.named_parameters() if parameter.grad is not None}
     torch.testing.assert_close(kept.steps[0], expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["attention", "hidden", "mha"])
+def test_all_that_the_answers_come_from_has_a_gradient(kind, tmp_path, part):
+    """Or data parallelism would wait for it."""
+    weights = {
+        f"{name}_weight": float(name == part) for name in ("attention", "hidden", "mha", "ffn", "logits", "labels")
+    }
+    kept, whole = Gradients(), Gradients()
+    for objective, callback in ((MaKDObjective(**weights), kept), (MaKDObjective(), whole)):
+        kind.make(tmp_path, objective, callbacks=[callback], max_steps=1).train()
+    assert kept.steps[0].keys() == whole.steps[0].keys()
+
+
+def test_a_step_without_labels_learns_nothing_and_stays_finite(kind, tmp_path):
+    if kind.spans:
+        pytest.skip("a window without an answer is labelled by its first token")
+    rows = kind.rows.map(lambda row: {"labels": [-100] * len(row["labels"])})
+    kept = Gradients()
+    trainer = kind.make(tmp_path, DistilBERT(), callbacks=[kept], max_steps=1)
+    trainer.train_dataset = rows
+    trainer.train()
+    assert all(not gradient.any() for gradient in kept.steps[0].values())
 
 
 def test_answers_count_where_they_have_a_label(kind):

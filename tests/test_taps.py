@@ -105,6 +105,20 @@ def test_compiled_and_checkpointed_models_have_the_same_gradients(name):
             torch.testing.assert_close(got[parameter], gradient, rtol=1e-4, atol=1e-6, msg=f"{how}: {parameter}")
 
 
+def test_reentrant_checkpointing_which_would_teach_nothing_is_refused():
+    model = make("bert").train()
+    taps = Taps(model)
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with (
+        pytest.raises(ValueError, match=r"in training is called without gradient.*_reentrant': False"),
+        taps.record(),
+    ):
+        model(**BATCH)
+    with torch.no_grad(), taps.record() as features:
+        model(**BATCH)
+    assert len(features.hidden) == 4
+
+
 def hooks_on(model):
     modules = list(model.modules())
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules), [

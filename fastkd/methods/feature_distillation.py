@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from fastkd.methods.objective import Objective
+from fastkd.ops.kl_div import divided
 from fastkd.students.layers import linear_maps, transformer_layers
 from fastkd.students.low_rank import dense_weight
 from fastkd.training.distillation import DistillationTrainer, agreement, autocast_dtype, place_teachers
@@ -57,7 +58,7 @@ class FeatureDistillation(PartsTrainer):
         tokens = torch.as_tensor(sum(batch["attention_mask"].sum() for batch in batches), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:  # as the items are counted
             tokens = self.accelerator.gather(tokens).sum()
-        self._tokens_per_item = tokens / items
+        self._tokens_per_item = divided(tokens.float(), items)
         return batches, items
 
     def compare(
@@ -66,7 +67,11 @@ class FeatureDistillation(PartsTrainer):
         """The objective and its parts."""
         tokens = self._tokens_per_item * self.count_items(batch)
         progress = self.state.global_step / max(1, self.state.max_steps)
-        return self.objective.at(progress)(student, teacher, labels, batch["attention_mask"], tokens=tokens)
+        objective = self.objective.at(progress)
+        loss, parts = objective(student, teacher, labels, batch["attention_mask"], tokens=tokens)
+        if not objective.needs_logits:  # data parallelism waits for a gradient of all that they come from, if one of 0
+            loss = loss + 0.0 * cast(Tensor, student.logits).select(-1, 0).sum()
+        return loss, parts
 
 
 class FeatureDistillationTrainer(FeatureDistillation, DistillationTrainer):
@@ -113,7 +118,7 @@ class FeatureDistillationTrainer(FeatureDistillation, DistillationTrainer):
         if self.signal is None:
             return Features()
         task = inputs["task"]
-        with self._teacher_taps[task].record() as teacher:
+        with torch.no_grad(), self._teacher_taps[task].record() as teacher:
             teacher.logits = self.signal(inputs)
         if self.objective.needs_weights:
             teacher.weights = map_weights(self.signal.teachers[task])

@@ -85,6 +85,10 @@ class MaKDObjective(Objective):
         return any(weight for part, weight in self.weights.items() if part != "labels")
 
     @property
+    def needs_logits(self) -> bool:
+        return max(self.labels_weight, self.logits_weight) > 0
+
+    @property
     def needs_attention(self) -> bool:
         return self.attention_weight > 0
 

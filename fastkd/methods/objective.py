@@ -28,11 +28,15 @@ Terms = Mapping[str, tuple[float, Callable[[], Tensor]]]
 class Objective:
     """The loss of a method, usable in any training loop.
 
-    ``needs_…`` tell whether it reads the teacher at all, and which features beside the logits: see ``Features``.
+    ``needs_…`` tell whether it reads the teacher at all, the student's logits, and which features: see ``Features``.
     """
 
     @property
     def needs_teacher(self) -> bool:
+        return True
+
+    @property
+    def needs_logits(self) -> bool:
         return True
 
     @property

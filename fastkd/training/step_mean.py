@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from fastkd.ops.kl_div import divided
 from fastkd.training.attention import train_by_own_attention
 
 SAMPLING_STRATEGIES = ("random", "group_by_length")
@@ -65,7 +66,8 @@ class StepMeanTrainer(Trainer):
         if num_items_in_batch is not None:
             # The gradient is averaged over processes, and the count is of all of them unless told otherwise.
             processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            loss = loss * (self.count_items(inputs) * processes / num_items_in_batch)
+            items = torch.as_tensor(self.count_items(inputs) * processes, device=loss.device)
+            loss = loss * divided(items, num_items_in_batch)  # 0 for a step without any, as of texts without labels
         return (loss, outputs) if return_outputs else loss
 
 

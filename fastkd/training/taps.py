@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -74,6 +75,7 @@ class Taps:
         owner, self._layers = transformer_layers(model)
         self._attention, self._hidden, self._maps = attention, hidden, maps
         self._features: Features | None = None
+        self._learns = False
         self._handles: list[RemovableHandle] = []
         self._tapped: list[nn.Module] = []
         if attention:
@@ -85,11 +87,13 @@ class Taps:
         """The features of the one call in the block.
 
         Raises:
-            ValueError: attention was to be recorded, and the call did not come to that of each layer once.
+            ValueError: attention was to be recorded, and the call did not come to that of each layer once; or layers in
+                training are called without gradient, as reentrant checkpointing does, and so have features without.
         """
         if not (self._handles or self._tapped):
             self._attach()
         self._features = features = Features()
+        self._learns = torch.is_grad_enabled()
         try:
             yield features
         finally:
@@ -122,27 +126,37 @@ class Taps:
             found = linear_maps(layers)
             self._handles += [module.register_forward_hook(self._take_output(name)) for name, module in found.items()]
 
+    def _of(self, module: nn.Module) -> Features | None:
+        """Where to record what a module computes, if it is to be."""
+        if self._features is not None and self._learns and module.training and not torch.is_grad_enabled():
+            raise ValueError(
+                f"{type(module).__name__} in training is called without gradient, as reentrant checkpointing does: its "
+                "features would teach nothing. Set gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        return self._features
+
     def _take_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._features is not None:
-            self._features.hidden.append(args[0] if args else kwargs["hidden_states"])
+        if features := self._of(layer):
+            features.hidden.append(args[0] if args else kwargs["hidden_states"])
 
     def _take_state(self, layer: nn.Module, args: Any, output: Any) -> None:
-        if self._features is not None:
-            self._features.hidden.append(output[0] if isinstance(output, tuple) else output)
+        if features := self._of(layer):
+            features.hidden.append(output[0] if isinstance(output, tuple) else output)
 
     def _take_output(self, name: str) -> Any:
         def take(module: nn.Module, args: Any, output: Tensor) -> None:
-            if self._features is not None:
-                self._features.outputs[name] = output
+            if features := self._of(module):
+                features.outputs[name] = output
 
         return take
 
     def take_attention(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> None:
         """Called by the attention function with what transformers hands it."""
-        if self._features is None:
+        features = self._of(module)
+        if features is None:
             return
         causal = kwargs.get("is_causal")
-        self._features.attention.append(
+        features.attention.append(
             Attention(
                 query,
                 key,

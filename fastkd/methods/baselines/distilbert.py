@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastkd.methods.baselines.layers import same_width
 from fastkd.methods.logits import check_temperature, check_weights
 from fastkd.methods.objective import Batch, Objective, Terms, answer, hidden_states, label_loss, logit_loss
+from fastkd.ops.kl_div import divided
 from fastkd.training.taps import Features
 
 
@@ -64,4 +65,5 @@ def cosine_loss(
     exists = torch.ones(mine.shape[:2], dtype=torch.bool, device=mine.device) if mask is None else mask != 0
     pads = ~exists.unsqueeze(-1)  # filled before the cosine: a NaN in a pad would reach the gradient
     cosine = nn.functional.cosine_similarity(mine.masked_fill(pads, 1.0), theirs.masked_fill(pads, 1.0), dim=-1)
-    return ((1 - cosine) * exists).sum() / (exists.sum().clamp(min=1) if tokens is None else tokens)
+    count = exists.sum() if tokens is None else torch.as_tensor(tokens)
+    return divided(((1 - cosine) * exists).sum(), count)

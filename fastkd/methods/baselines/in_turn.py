@@ -36,6 +36,10 @@ class InTurn(Objective):
         return self.first.needs_teacher or self.then.needs_teacher
 
     @property
+    def needs_logits(self) -> bool:
+        return self.first.needs_logits or self.then.needs_logits
+
+    @property
     def needs_attention(self) -> bool:
         return self.first.needs_attention or self.then.needs_attention
 

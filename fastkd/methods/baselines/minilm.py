@@ -37,6 +37,10 @@ class MiniLM(Objective):
     label_weight: float = 0.0
 
     @property
+    def needs_logits(self) -> bool:
+        return self.label_weight > 0
+
+    @property
     def needs_attention(self) -> bool:
         return True
 
@@ -83,6 +87,10 @@ class MiniLMv2(Objective):
     label_weight: float = 0.0
 
     @property
+    def needs_logits(self) -> bool:
+        return self.label_weight > 0
+
+    @property
     def needs_attention(self) -> bool:
         return True
 
@@ -117,7 +125,7 @@ def _maps(student: Attention, teacher: Attention, options: dict[str, Any]) -> Te
         teacher.key,
         student_scale=student.scale,
         teacher_scale=teacher.scale,
-        student_bias=student.bias,
+        student_bias=None if student.bias is None else student.bias.detach(),
         teacher_bias=teacher.bias,
         **options,
     )

@@ -69,6 +69,10 @@ class TinyBERT(Objective):
         check_temperature(self.temperature)
 
     @property
+    def needs_logits(self) -> bool:
+        return self.stage == "prediction"
+
+    @property
     def needs_attention(self) -> bool:
         return self.stage == "intermediate"
 
