@@ -14,7 +14,8 @@ from fastkd.runtime import load
 
 MEMORY = 256 << 20
 FILES = ("student.json", "student.safetensors", "tokenizer.json")
-VALUES = (-1, 0, 1, 2, 3, 7, 2**31, 2**63, 10**30, -(2**63), 0.5, 1e308, True, None, "", "a", "\ud800", [], {}, [[]])
+INTEGERS = (-1, 0, 1, 2, 3, 7, 2**24, 2**31, 2**63, 10**30, -(2**63))
+VALUES = (*INTEGERS, 0.5, 1e308, True, None, "", "a", "\ud800", [], {}, [[]])
 TEXTS = (["the good film", "", "x" * 999], [("good", "the bad film"), ("", "")])
 
 

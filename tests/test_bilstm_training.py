@@ -47,6 +47,17 @@ def test_no_tokens_have_gradients_of_zero(lengths, hidden):
 
 
 @fused
+def test_what_the_kernels_cannot_give_is_refused_not_left_out():
+    x, lengths, *weights = make(LENGTHS["mixed"], hidden=48)
+    states = bilstm(x.requires_grad_(), lengths, *weights)
+    with pytest.raises(RuntimeError, match="the fused bilstm has no second derivative"):
+        torch.autograd.grad(states.sum(), x, create_graph=True)
+    gates = torch.randn(len(x), 2, 192, requires_grad=True)
+    states, *kept = torch.ops.fastkd.lstm_forward(gates, lengths, weights[1])
+    assert [tensor.requires_grad for tensor in (states, *kept)] == [True, False, False]
+
+
+@fused
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_gradients_under_autocast(dtype):
     arguments = make(LENGTHS["mixed"], 11, 48, dtype=dtype)

@@ -226,6 +226,8 @@ def test_export_and_load_answer_as_the_model_does(tmp_path, texts, token_types):
 
 
 def test_what_cannot_be_asked_is_refused(exported):
+    with pytest.raises(TypeError, match="threads must be an int, got str"):
+        load(exported, threads="2")
     student = load(exported)
     with pytest.raises(TypeError, match="list of texts"):
         student.predict("the good film", task="a")
@@ -274,6 +276,14 @@ def test_a_wrong_description_is_refused(exported, changes, message):
     rewrite(exported, **changes)
     with pytest.raises(ValueError, match=message):
         load(exported)
+
+
+def test_sizes_are_refused_before_memory_of_them_is_taken(tmp_path):
+    export_student(save_student(tmp_path / "model"), tmp_path / "student", precision="float32")
+    sizes = json.loads((tmp_path / "student" / "student.json").read_text())["sizes"]
+    rewrite(tmp_path / "student", sizes=sizes | {"words": 2**24, "projection": 2**24})
+    with pytest.raises(ValueError, match="words must be float32 of shape"):
+        load(tmp_path / "student")
 
 
 def test_damaged_files_are_refused(exported):

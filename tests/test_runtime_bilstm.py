@@ -111,6 +111,7 @@ def test_a_wrong_question_is_refused(x, lengths, error, message):
             r"weight_ih_l0_reverse must be of shape \(12, 4\), got \(12, 5\)",
         ),
         ({"bias_hh_l0": np.full(12, np.inf)}, "bias_hh_l0 holds NaN or infinity"),
+        ({"weight_ih_l1": np.zeros((12, 6))}, "weight_ih_l1 belongs to no bidirectional LSTM of one layer"),
     ],
 )
 def test_wrong_weights_are_refused(change, message):

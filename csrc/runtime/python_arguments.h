@@ -113,8 +113,9 @@ class Weights {
       std::memset(w.rows.as(), 128, count * stride);
       for (int64_t i = 0; i < count; ++i) std::memcpy(w.rows.as() + i * stride, rows + i * size, size);
     } else {
+      const float* rows = take<float>("words", {count, size});  // or refuses the sizes, before memory of them is taken
       w.rows = Memory(count * size * (int64_t)sizeof(float));
-      std::memcpy(w.rows.as(), take<float>("words", {count, size}), count * size * sizeof(float));
+      std::memcpy(w.rows.as(), rows, count * size * sizeof(float));
     }
     return w;
   }

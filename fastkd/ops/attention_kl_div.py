@@ -88,7 +88,7 @@ class _AttentionKLDiv(torch.autograd.Function):
             weight = (torch.where(count == 0, 0.0, 1.0 / count) if early else one).expand(query.shape[:-1])
         rows, *grads = torch.ops.fastkd.attention_kl_div(*tensors, *options, weight)
         ctx.save_for_backward(*(tensors if reduction == NONE else (*grads, count)))
-        ctx.options, ctx.reduction = options, reduction
+        ctx.options, ctx.reduction = options if reduction == NONE else (), reduction  # else it would keep biases alive
         return _reduce(rows, reduction, count)
 
     @staticmethod

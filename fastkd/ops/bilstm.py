@@ -41,7 +41,8 @@ def bilstm(x: Tensor, lengths: Tensor, weight_input: Tensor, weight_recurrent: T
         else comes of plain torch; the product with ``weight_input`` then follows autocast.
 
     Raises:
-        RuntimeError: a gradient is asked for on another device. Train with ``torch.nn.LSTM`` there.
+        RuntimeError: a gradient is asked for on another device, where ``torch.nn.LSTM`` trains; or a second derivative
+            of the kernels, which plain torch has: in float64, or with FASTKD_BACKEND=reference.
         TypeError, ValueError: naming the argument, what it is and what it must be.
     """
     weights = {"weight_input": weight_input, "weight_recurrent": weight_recurrent, "bias": bias}
@@ -134,10 +135,16 @@ def _fake_forward(gates: Tensor, lengths: Tensor, weight: Tensor) -> tuple[Tenso
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
     _, lengths, weight = inputs
     ctx.save_for_backward(lengths, weight, *output)
+    ctx.mark_non_differentiable(*output[1:])  # kept for the gradient of the states
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *of_kept: None) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "the fused bilstm has no second derivative, which create_graph=True asks for: "
+            "use float64 tensors or FASTKD_BACKEND=reference"
+        )
     if grad is None:
         return None, None, None
     lengths, weight, states, *kept = ctx.saved_tensors

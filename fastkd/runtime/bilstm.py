@@ -13,6 +13,7 @@ from fastkd.runtime.quantize import quantize
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 DIRECTIONS = {"forward": "_l0", "backward": "_l0_reverse"}
 """And how torch.nn.LSTM ends the names of their weights."""
 
@@ -30,7 +31,8 @@ class BiLSTM:
         states = layer(x, lengths)
 
     Raises:
-        ValueError: a weight is missing, of another shape, NaN or infinite; the precision or the threads are wrong.
+        ValueError: a weight is missing, unknown, of another shape, NaN or infinite; the precision or the threads are
+            wrong.
         ImportError: fastkd was installed without its compiled parts.
     """
 
@@ -49,6 +51,8 @@ class BiLSTM:
                     arrays[name] = matrix
             biases = [_take(found, bias + end, 4 * self.hidden_size) for bias in ("bias_ih", "bias_hh")]
             arrays[f"{direction}.bias"] = biases[0] + biases[1]
+        if unknown := found.keys() - {name + end for name in NAMES for end in DIRECTIONS.values()}:
+            raise ValueError(f"weights: {min(unknown)} belongs to no bidirectional LSTM of one layer")
         self.precision = precision
         self._layer = compiled().Lstm(arrays, precision, self.input_size, self.hidden_size, threads)
 

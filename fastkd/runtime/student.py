@@ -40,9 +40,12 @@ def load(folder: str | Path, *, threads: int = 1) -> Student:
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
+        TypeError: ``threads`` is no int.
         ValueError: it is no student, of a newer format, or damaged.
         ImportError: fastkd was installed without its compiled parts.
     """
+    if not isinstance(threads, int):
+        raise TypeError(f"threads must be an int, got {type(threads).__name__}")
     runtime = compiled()
     description, arrays, tokenizer_file = student_folder.read(folder)
     tasks = {task: max(1, len(labels)) for task, labels in description["tasks"].items()}
