@@ -1,7 +1,9 @@
 """Builds the compiled parts of fastkd. FASTKD_BUILD chooses them: auto (default), none, cpu or cuda."""
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from glob import glob
@@ -52,8 +54,12 @@ def cuda_problem(cpp_extension) -> str | None:
 
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA"
-    if cpp_extension.CUDA_HOME is None or shutil.which("nvcc", path=f"{cpp_extension.CUDA_HOME}/bin") is None:
+    nvcc = cpp_extension.CUDA_HOME and shutil.which("nvcc", path=f"{cpp_extension.CUDA_HOME}/bin")
+    if nvcc is None:
         return "nvcc was not found: install the CUDA toolkit or set CUDA_HOME"
+    version = re.search(r"release (\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
+    if version is not None and version[1] != torch.version.cuda.split(".")[0]:
+        return f"{nvcc} is of CUDA {version[1]}, but torch {torch.__version__} of {torch.version.cuda}"
     return None
 
 
@@ -61,11 +67,12 @@ def compiled_parts(build: str):
     if build == "none":
         return [], {}
     try:
+        import pybind11  # noqa: F401
         from torch.utils import cpp_extension
-    except ImportError:
+    except ImportError as error:
         sys.exit(
-            "fastkd needs torch to build. Either let pip fetch it (pip install .), or install torch first "
-            "and run: pip install --no-build-isolation ."
+            f"fastkd needs torch and pybind11 to build ({error}). Either let pip fetch them (pip install .), or run: "
+            "pip install torch pybind11 ninja && pip install --no-build-isolation ."
         )
     standard = "-std=c++20"  # else it would depend on the torch at hand
     flags = [standard, "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-ffp-contract=off"]
@@ -93,6 +100,10 @@ def apart(build_extension):
     """Objects of each module in a folder of its own: two share sources, with other flags."""
 
     class BuildApart(build_extension):
+        def finalize_options(self):
+            super().finalize_options()
+            self.parallel = None  # of modules; ninja works on the files of one
+
         def build_extension(self, ext):
             shared = self.build_temp
             self.build_temp = os.path.join(shared, ext.name)

@@ -131,6 +131,38 @@ def test_an_unknown_build_is_refused():
         assert message in done.stderr
 
 
+def test_a_build_names_what_it_lacks(tmp_path):
+    (tmp_path / "pybind11.py").write_text("raise ImportError('no pybind11 here')")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT,
+        env=os.environ | {"FASTKD_BUILD": "cpu", "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "needs torch and pybind11 to build (no pybind11 here)" in done.stderr
+
+
+def test_an_nvcc_of_another_cuda_is_left_alone(tmp_path):
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.131'\n")
+    nvcc.chmod(0o755)
+    script = (
+        "import sys, types, torch\n"
+        "torch.version.cuda = sys.argv[2]\n"
+        "import setuptools\nsetuptools.setup = lambda **_: None\n"
+        "from setup import cuda_problem\n"
+        "print(cuda_problem(types.SimpleNamespace(CUDA_HOME=sys.argv[1])))\n"
+    )
+    for cuda, problem in (("13.0", "is of CUDA 12, but torch"), ("12.8", "None")):
+        command = [sys.executable, "-c", script, str(tmp_path), cuda]
+        environment = os.environ | {"FASTKD_BUILD": "none"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        assert problem in done.stdout
+
+
 @pytest.mark.parametrize("module", sorted(path.stem for path in Path(__file__).parent.glob("test_mutants*.py")))
 def test_every_mutant_fits_the_code(module):
     for name, (file, old, _) in import_module(module).MUTANTS.items():
