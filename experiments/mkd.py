@@ -122,4 +122,4 @@ def only(material: Material, task: str) -> Material:
     """What belongs to one task."""
     validation = {name: rows for name, rows in material.validation.items() if task in rows.datasets}
     train = MultiTaskDataset({task: material.train.datasets[task]})
-    return Material(train, validation, {task: material.teacher_scores[task]})
+    return material._replace(train=train, validation=validation, teacher_scores={task: material.teacher_scores[task]})

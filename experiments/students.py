@@ -132,7 +132,8 @@ def _student(group: Group, arm: str, seed: int, add: Add) -> Trained:
             shutil.rmtree(model)
         return trained | sizes
 
-    return finished_or(model.parent, experiment.described(arm, seed), train)
+    known = {**experiment.described(arm, seed), **group.material.fingerprints}
+    return finished_or(model.parent, known, train)
 
 
 def _finetuned(group: Group, arm: str, task: str, scale: float, add: Add) -> list[Score]:

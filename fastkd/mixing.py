@@ -54,7 +54,7 @@ class EmbeddingMixer:
         self.union = mask == "union"
         self.zero_pads = pads == "zero"
         words: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-        types, positions = _named(model, "token_type_embeddings"), _numbered_positions(model)
+        types, positions = _named(model, "token_type_embeddings"), numbered_positions(model)
         self._mixed = {"word": [words], "sum": [words, *types, *positions]}.get(stage) or [_holder(model, words)]
         self._renumbered = positions if stage == "word" and self.union else []
         self.mixes_types = stage == "post_ln" or (stage == "sum" and bool(types))
@@ -128,9 +128,10 @@ def _named(model: nn.Module, last: str) -> list[nn.Module]:
     return [module for name, module in model.named_modules() if name.split(".")[-1] == last]
 
 
-def _numbered_positions(model: nn.Module) -> list[nn.Module]:
+def numbered_positions(model: nn.Module) -> list[nn.Embedding]:
     """The tables of positions that are token numbers, with one entry for all pads: those of RoBERTa and its kin."""
-    return [table for table in _named(model, "position_embeddings") if getattr(table, "padding_idx", None) is not None]
+    tables = [table for table in _named(model, "position_embeddings") if isinstance(table, nn.Embedding)]
+    return [table for table in tables if table.padding_idx is not None]
 
 
 def _holder(model: nn.Module, words: nn.Module) -> nn.Module:

@@ -39,6 +39,18 @@ def test_a_flag_wins_on_either_side_of_the_file(parse, tmp_path):
     assert parse(text).epochs == 3
 
 
+def test_a_flag_wins_over_what_it_excludes(parse, tmp_path):
+    text = f"{NEEDED}ratio: 0.25\n"
+    (tmp_path / "makd.yaml").write_text(text)
+    parse(NEEDED)  # makes the command stop at its options
+    parsed = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill, "run", lambda args: parsed.append(args) or 0)
+        assert main(["distill", "makd", "--config", str(tmp_path / "makd.yaml")]) == 0
+        assert main(["distill", "makd", "--config", str(tmp_path / "makd.yaml"), "--rank=8"]) == 0
+    assert [(args.ratio, args.rank) for args in parsed] == [(0.25, None), (None, 8)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -52,6 +64,7 @@ def test_a_flag_wins_on_either_side_of_the_file(parse, tmp_path):
         ("loss: l1", "argument --loss: invalid choice: 'l1'"),
         ("baseline: 1", "baseline must be true or false, not '1'"),
         ("epochs:", "epochs must have a value"),
+        ("data-dir: null", "data-dir must have a value"),
         ("epochs: {a: 1}", "epochs must have a value or a list of values"),
         ("batch-size: 3\nbatch_size: 4", "gives batch-size twice"),
         ("epochs: 3\nepochs: 4", "gives epochs twice"),

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from datasets import ClassLabel
 from safetensors.torch import load_file
 from test_mkd import COLLATE, TASKS, trainer_for
 from tiny import bert_config, tokenizer, write_glue
@@ -110,6 +112,7 @@ def test_a_checkpoint_cut_short_is_not_the_last_one(data, teacher, tmp_path):
     trainer = trainer_for(tmp_path, data[0], teacher, save_strategy="steps", save_steps=4)
     trainer.train()
     whole, cut = tmp_path / "checkpoint-8", tmp_path / "checkpoint-12"
+    shutil.copytree(cut, tmp_path / "checkpoint-99-best")  # a user's own copy
     assert last_checkpoint(tmp_path) == str(cut)
     assert last_checkpoint(tmp_path, processes=2) is None
     state = cut / "trainer_state.json"
@@ -217,6 +220,16 @@ def test_a_student_without_a_task_or_with_its_labels_turned_is_refused(data, tea
     ):
         with pytest.raises(ValueError, match=message):
             trainer_for(tmp_path, rows, teacher, student=MultiTaskEncoder(MultiTaskEncoderConfig(bert_config(), tasks)))
+
+
+def test_evaluation_rows_with_their_labels_turned_are_refused(data, teacher, tmp_path):
+    train, turned = (
+        MultiTaskDataset({"mine": data[0].datasets["sst2"].cast_column("labels", ClassLabel(names=names))})
+        for names in (["bad", "good"], ["good", "bad"])
+    )
+    student = BertForSequenceClassification(bert_config())
+    with pytest.raises(ValueError, match=r"labels of mine are \['good', 'bad'\], but those of the student are"):
+        trainer_for(tmp_path, train, teacher, student=student, evaluation={"mine": turned})
 
 
 def test_a_teacher_may_have_the_labels_in_another_order(data, tmp_path):

@@ -130,10 +130,10 @@ def test_a_finished_student_of_another_kind_is_not_taken(experiment):
         run_experiment(replace(experiment, arms={WITH_KD: {"loss": "kl"}}), jobs=1)
 
 
-@pytest.mark.parametrize("arms", [{"Student": {}}, {"a b": {}, "a-b": {}}, {"../elsewhere": {}}, {"": {}}])
+@pytest.mark.parametrize("arms", [["Student"], ["a b", "a-b"], ["../elsewhere"], [""], ["table.md"]])
 def test_rows_must_name_folders_of_their_own(experiment, arms):
     with pytest.raises(ValueError, match="arms"):
-        replace(experiment, arms=arms)
+        replace(experiment, arms={arm: {} for arm in arms})
 
 
 def test_bad_settings_are_refused_when_they_are_made(experiment):
@@ -169,7 +169,7 @@ def test_what_the_experiment_sets_is_refused_by_name(experiment, where, name, in
 def test_a_finished_student_of_other_rows_is_not_taken(experiment, folder, tmp_path, split, name):
     data = tmp_path / "data"
     shutil.copytree(folder / "glue", data)
-    mine = replace(experiment, arms={WITH_KD: {}}, data_dir=str(data))
+    mine = replace(experiment, arms={"students": {}}, data_dir=str(data))
     run_experiment(mine, jobs=1)
     run_experiment(mine, jobs=1)
     table = data / "SST-2" / f"{split}.tsv"
@@ -177,6 +177,34 @@ def test_a_finished_student_of_other_rows_is_not_taken(experiment, folder, tmp_p
     table.write_text("\n".join([*lines[:-1], f"{lines[-1][:-1]}{1 - int(lines[-1][-1])}"]))
     with pytest.raises(ValueError, match=rf"other settings \({name} rows of sst2 '\w+' there, '\w+' here\)"):
         run_experiment(mine, jobs=1)
+
+
+def test_nothing_of_another_teacher_is_taken(experiment, folder, tmp_path):
+    mine = replace(experiment, teacher=save_teacher(tmp_path / "mine", "sst2", "stsb"), output=str(tmp_path / "run"))
+    run_experiment(mine, jobs=1)
+    save_teacher(tmp_path / "mine", "sst2", "stsb", seed=5)
+    with pytest.raises(ValueError, match=r"run/teacher holds .* other settings \(teacher of sst2 '\w+' there"):
+        run_experiment(mine, jobs=1)
+    shutil.rmtree(tmp_path / "run" / "teacher")
+    with pytest.raises(ValueError, match=r"seed-1 holds .* other settings \(teacher of sst2 '\w+' there"):
+        run_experiment(mine, jobs=1)
+
+
+def test_a_teachers_score_is_of_the_labels_there_are(experiment, folder, tmp_path):
+    data, mine = tmp_path / "data", replace(experiment, data_dir=str(tmp_path / "data"), arms={WITH_KD: {}})
+    shutil.copytree(folder / "glue", data)
+    run_experiment(mine, jobs=1)
+    table = data / "SST-2" / "dev.tsv"
+    head, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([head, *(f"{line[:-1]}{1 - int(line[-1])}" for line in lines)]))
+    shutil.rmtree(tmp_path / "student-with-kd")
+    with pytest.raises(ValueError, match=r"teacher holds .* other settings \(validation rows of sst2 "):
+        run_experiment(mine, jobs=1)
+
+
+def test_texts_beyond_the_teachers_positions_are_refused(experiment):
+    with pytest.raises(ValueError, match=r"max_length is 999; the bert has \d+ positions"):
+        run_experiment(replace(experiment, max_length=999))
 
 
 def test_a_method_that_asks_the_teacher_at_every_step(experiment, tmp_path, monkeypatch):

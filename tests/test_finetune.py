@@ -95,6 +95,13 @@ def test_a_student_that_no_epoch_betters_is_saved_as_it_was(folder, tmp_path, ca
     assert "no epoch of fine-tuning being better" in (tmp_path / "run" / "README.md").read_text()
 
 
+def test_a_rate_that_diverges_does_not_cost_the_others(folder, tmp_path):
+    options = {"data_dir": folder / "glue", "max_length": 16, "num_train_epochs": 2}
+    good, bad = finetune(folder / "bilstm", "sst2", tmp_path / "run", learning_rates=[1e-2, 1e30], **options)
+    assert (good.learning_rate, bad.learning_rate, bad.epoch) == (1e-2, 1e30, 0)
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_a_regression_is_fine_tuned(folder, tmp_path):
     options = {"data_dir": folder / "glue", "max_length": 16, "num_train_epochs": 8, "learning_rates": [1e-2]}
     (candidate,) = finetune(folder / "bilstm", "stsb", tmp_path / "run", **options)

@@ -21,7 +21,7 @@ def test_the_majority_is_that_of_the_training_rows():
             datasets={"c": Dataset.from_dict({"labels": labels}), "r": Dataset.from_dict({"labels": [0.5, 1.0]})},
         )
 
-    material = Material(rows([UNLABELLED] * 4 + [0, 0, 1]), {"c": rows([1, 1, 1, 0]), "r": rows([0, 1])}, {})
+    material = Material(rows([UNLABELLED] * 4 + [0, 0, 1]), {"c": rows([1, 1, 1, 0]), "r": rows([0, 1])}, {}, {})
     assert majority_scores(material) == {"c": pytest.approx(100 * (0.25 + 0) / 2), "r": 0.0}
 
 

@@ -130,12 +130,15 @@ def test_sampling_follows_the_models_distribution():
 
 def test_a_models_own_generation_config_changes_nothing():
     plain, other = decoder(initializer_range=1.0), decoder(initializer_range=1.0)
-    other.generation_config.update(do_sample=True, temperature=0.1, top_k=2, repetition_penalty=9.0, max_length=3)
+    settings = {"do_sample": True, "temperature": 0.1, "top_k": 2, "repetition_penalty": 9.0, "max_length": 3}
+    settings |= {"no_repeat_ngram_size": 1, "min_new_tokens": 7, "return_dict_in_generate": True}
+    other.generation_config.update(**settings)
     options = {"seeds": [4], "max_new_tokens": 8}
     assert generate_responses(plain, byte_tokenizer(), PROMPTS, **options) == generate_responses(
         other.train(), byte_tokenizer(), PROMPTS, **options
     )
     assert other.training
+    assert other.generation_config.min_new_tokens == 7
 
 
 def test_a_model_whose_responses_break_off_is_in_its_mode_again(monkeypatch):

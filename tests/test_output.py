@@ -1,6 +1,7 @@
 """Output folders: whole or absent, and never in place of something else."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,37 @@ def test_new_folder_is_whole_or_absent(tmp_path):
     (interrupted.__enter__() / "a").write_text("x")
     assert not interrupted.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
+
+
+def test_a_link_leads_to_the_folder_that_is_filled(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    for name, replace in (("a", False), ("b", True)):
+        with new_folder(tmp_path / "link", replace=replace) as folder:
+            (folder / name).write_text(name)
+        assert names_and_texts(tmp_path / "there") == {name: name}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
+
+
+def test_folders_that_cannot_be_renamed_over_are_refused_before_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileExistsError, match="is the working folder or a mount point"):
+        check_output(".")
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "mounted")
+    with pytest.raises(FileExistsError, match="mounted is the working folder or a mount point"):
+        check_output(tmp_path / "mounted")
+
+
+def test_what_is_whole_outlasts_a_failure_to_rename_it(tmp_path):
+    filling = new_folder(tmp_path / "good")
+    folder = filling.__enter__()
+    (folder / "a").write_text("x")
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "b").write_text("of another process")
+    with pytest.raises(OSError, match=r"\.good\.partial-\w+ is whole, but cannot be renamed to"):
+        filling.__exit__(None, None, None)
+    assert (folder / "a").read_text() == "x"
+    assert names_and_texts(tmp_path / "good") == {"b": "of another process"}
 
 
 def names_and_texts(folder):
@@ -55,4 +87,5 @@ def test_an_older_folder_outlasts_a_failure_of_the_new_ones_renaming(tmp_path, m
         (folder / "a").write_text("new")
     assert sorted(left) == ["new", "old"]
     assert names_and_texts(good) == {"a": "old"}
-    assert list(tmp_path.iterdir()) == [good]
+    assert names_and_texts(folder) == {"a": "new"}
+    assert sorted(tmp_path.iterdir()) == sorted([folder, good])

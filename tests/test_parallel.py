@@ -34,7 +34,10 @@ def test_every_key_in_a_process_of_its_own(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("key", "error", "message"),
-    [("bad", ValueError, "a bad key"), ("killed", ChildProcessError, "was killed, perhaps for want of memory")],
+    [
+        ("bad", ValueError, "a bad key"),
+        ("killed", ChildProcessError, "killed for want of memory .*__name__ =="),
+    ],
 )
 def test_an_error_is_passed_on(key, error, message):
     with pytest.raises(error, match=message):

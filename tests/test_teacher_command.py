@@ -1,17 +1,18 @@
 """``fastkd teacher``: a run that ends whole or leaves nothing, and what it refuses before it starts."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import save_encoder, write_glue
+from tiny import bert_config, save_encoder, write_glue
 from transformers import AutoTokenizer
 
 from fastkd.cli import main
 from fastkd.cli.config import read_options
 from fastkd.training import trainer
-from fastkd.training.teacher import MultiTaskEncoder, load_teacher, train_teacher
+from fastkd.training.teacher import MultiTaskEncoder, MultiTaskEncoderConfig, load_teacher, train_teacher
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,15 @@ def test_command_refuses_before_work(encoder, glue, tmp_path, capsys, monkeypatc
     monkeypatch.setattr("fastkd.training.teacher.MultiTaskTrainer", fail)
     assert main(command(encoder, glue, tmp_path / "bad", "--dropout", "1")) == 1
     assert "dropout is 1.0; it must be at least 0 and below 1" in capsys.readouterr().err
+    assert main(command(encoder, glue, tmp_path / "bad", "--max-length", "129")) == 1
+    assert "max_length is 129; the bert has 128 positions" in capsys.readouterr().err
+    (tmp_path / "teacher").mkdir()
+    MultiTaskEncoderConfig(bert_config(), {"sst2": {"labels": ["0", "1"]}}).save_pretrained(tmp_path / "teacher")
+    assert main(command(str(tmp_path / "teacher"), glue, tmp_path / "bad")) == 1
+    assert capsys.readouterr().err.endswith(
+        "teacher is a fastkd-multitask-encoder; a teacher is made of an encoder that transformers knows\n"
+    )
+    shutil.rmtree(tmp_path / "teacher")
     (tmp_path / "thesis.txt").write_text("mine")
     assert main(command(encoder, glue, tmp_path)) == 1
     assert "holds something else" in capsys.readouterr().err

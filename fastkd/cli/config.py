@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,20 @@ class CommandParser(argparse.ArgumentParser):
         finder = argparse.ArgumentParser(add_help=False)
         finder.add_argument("--config")
         self.config_file = finder.parse_known_args(args)[0].config
-        flags = [] if self.config_file is None else self._flags(self.config_file)
+        flags = [] if self.config_file is None else self._flags(self.config_file, args)
         return super().parse_known_args([*flags, *args], namespace)
 
     def error(self, message: str) -> Any:
         super().error(message if self.config_file is None else f"{message} (options in {self.config_file} included)")
 
-    def _flags(self, path: str) -> list[str]:
+    def _flags(self, path: str, args: Sequence[str]) -> list[str]:
+        """Those of the file, but what a flag among ``args`` excludes, as --rank does a ratio."""
+        given = {arg.partition("=")[0] for arg in args}
+        groups = [{o for a in g._group_actions for o in a.option_strings} for g in self._mutually_exclusive_groups]
+        excluded = {option for options in groups if options & given for option in options}
         try:
-            return [self._flag(key, ",".join(values)) for key, values in read_options(path).items()]
+            options = read_options(path).items()
+            return [self._flag(key, ",".join(values)) for key, values in options if f"--{key}" not in excluded]
         except (ValueError, OSError) as error:
             self.config_file = None
             self.error(f"argument --config: {error}")
@@ -86,10 +91,15 @@ def read_options(path: str | Path) -> dict[str, list[str]]:
             raise ValueError(f"{path} gives {key} twice")
         # Nodes keep a scalar as it is written, as a command line does: a value of YAML's would make 1e-4 a string.
         items = value.value if isinstance(value, yaml.SequenceNode) else [value]
-        if not items or not all(isinstance(item, yaml.ScalarNode) and item.value for item in items):
+        if not items or not all(_is_value(item) for item in items):
             raise ValueError(f"{path}: {key} must have a value or a list of values")
         options[key] = [item.value for item in items]
     return options
+
+
+def _is_value(node: Any) -> bool:
+    """Of YAML: a scalar, but neither empty nor null."""
+    return isinstance(node.value, str) and node.value != "" and node.tag != "tag:yaml.org,2002:null"
 
 
 def write_options(folder: str | Path, command: str, options: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from fastkd.methods.students import BiLSTMStudent, Student
 from fastkd.methods.teachers import Folders, Teachers, load_teachers
 from fastkd.training.output import check_output, new_folder
 from fastkd.training.parallel import Add, ReportProgress, train_all
+from fastkd.training.pretrained import check_positions
 from fastkd.training.runs import finished_or
 from fastkd.training.signals import TeacherSignal, add_teacher_logits, fingerprint
 from fastkd.training.teacher import has_fast_bf16
@@ -29,7 +30,7 @@ from fastkd.training.trainer import MultiTaskTrainer
 
 WITHOUT_KD, WITH_KD = "student without KD", "student with KD"
 Scores = dict[str, dict[int, dict[str, float]]]  # of each row of the table, seed and task
-_TAKEN = ("teacher", "student", "teacher_logits")
+_TAKEN = ("teacher", "student", "teacher_logits", "table.md", "table.csv", "scores.png", "options.yaml")
 _OWN = {"seed": "seeds", "output_dir": "output"}  # fields of a configuration that the experiment sets, and by what
 
 
@@ -107,11 +108,15 @@ class Experiment:
 
 
 class Material(NamedTuple):
-    """What the students of an experiment learn from and are judged by, and the teachers' own scores."""
+    """What the students of an experiment learn from and are judged by, and the teachers' own scores.
+
+    ``fingerprints`` name the teachers, and the tokens and labels of all rows: of others nothing finished is used.
+    """
 
     train: MultiTaskDataset
     validation: Mapping[str, MultiTaskDataset]
     teacher_scores: Mapping[str, float]
+    fingerprints: Mapping[str, str]
 
 
 def arms_of(method: str) -> dict[str, Mapping[str, Any]]:
@@ -125,12 +130,13 @@ def run_experiment(experiment: Experiment, jobs: int | None = None) -> str:
     ``experiment.output`` then holds ``table.md``, ``table.csv``, ``scores.png``, ``student`` (that of the last row
     with the best validation average, its tokenizer and a model card), and what a repeated call reuses: the
     teacher's logits, where the method can use them, and a folder per student. ``jobs`` students are trained at a
-    time, sharing the cores equally; by default one on a GPU, and otherwise as many as there are cores.
+    time, sharing the cores equally; by default one on a GPU, and otherwise as many as there are cores. Several are
+    trained in processes of their own, so that a script must call this under ``if __name__ == "__main__":``.
     """
     teachers = load_teachers(experiment.teacher, experiment.tasks)
     material = prepare(experiment, teachers)
     keys = [(arm, seed) for seed in experiment.seeds for arm in experiment.arms]
-    train = partial(train_student, experiment, material, fingerprints(material))
+    train = partial(train_student, experiment, material)
     done = train_all(train, keys, jobs, f"{len(keys)} students")
     scores = {arm: {seed: done[arm, seed] for seed in experiment.seeds} for arm in experiment.arms}
     table = report(experiment, teachers, scores, material)
@@ -148,9 +154,11 @@ def prepare(experiment: Experiment, teachers: Teachers) -> Material:
     """Loads the rows, once it is clear that students of these teachers can be saved, and asks the teachers."""
     labels = _labels(teachers)
     TeacherSignal(teachers.by_task, labels)  # refuses a teacher of other tasks or labels before the data are read
+    for model, _ in teachers.tasks:
+        check_positions(model.encoder, experiment.max_length)
     size = 4 * experiment.student.make(teachers.first, labels).num_parameters()
     students = len(experiment.arms) * len(experiment.seeds)
-    check_output(Path(experiment.output) / "students", needed_bytes=size * (students + 1))
+    check_output(Path(experiment.output) / ".students", needed_bytes=size * (students + 1))
     train, validation = load_encoded(
         experiment.tasks,
         teachers.tokenizer,
@@ -165,11 +173,12 @@ def prepare(experiment: Experiment, teachers: Teachers) -> Material:
     signal = TeacherSignal(teachers.by_task, names, autocast=torch.bfloat16 if has_fast_bf16() else None)
     output, collate = Path(experiment.output), MultiTaskCollator(teachers.tokenizer)
     signal.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    prints = {f"teacher of {task}": signal.fingerprint(task, rows) for task, rows in train.datasets.items()}
+    prints |= _fingerprints(train, validation)
     if get_method(experiment.method).uses_cached_logits:
         train = add_teacher_logits(train, signal, collate, cache_dir=output / "teacher_logits")
 
     sets = {name: next(iter(rows.datasets.items())) for name, rows in validation.items()}
-    prints = {name: signal.fingerprint(task, rows) for name, (task, rows) in sets.items()}
 
     def evaluate() -> dict[str, float]:
         args = TrainingArguments(str(output / "teacher"), per_device_eval_batch_size=64, **_precision())
@@ -180,27 +189,26 @@ def prepare(experiment: Experiment, teachers: Teachers) -> Material:
             scores |= _scores(MultiTaskTrainer(model, args, collate, eval_dataset=own), taught)
         return scores
 
-    return Material(train, validation, finished_or(output / "teacher", prints, evaluate))
+    return Material(train, validation, finished_or(output / "teacher", prints, evaluate), prints)
 
 
-def fingerprints(material: Material) -> dict[str, str]:
+def _fingerprints(train: MultiTaskDataset, validation: Mapping[str, MultiTaskDataset]) -> dict[str, str]:
     """Names the tokens and labels of all training and validation rows."""
-    sets = {f"training rows of {task}": rows for task, rows in material.train.datasets.items()}
-    for name, validation in material.validation.items():
-        sets |= {f"validation rows of {name}": rows for rows in validation.datasets.values()}
+    sets = {f"training rows of {task}": rows for task, rows in train.datasets.items()}
+    for name, datasets in validation.items():
+        sets |= {f"validation rows of {name}": rows for rows in datasets.datasets.values()}
     return {name: fingerprint([], None, rows, ("input_ids", "token_type_ids", "labels")) for name, rows in sets.items()}
 
 
-def train_student(
-    experiment: Experiment, material: Material, data: Mapping[str, str], key: tuple[str, int], add: Add
-) -> dict[str, float]:
+def train_student(experiment: Experiment, material: Material, key: tuple[str, int], add: Add) -> dict[str, float]:
     """Scores of one student, (arm, seed), from its folder if it is finished, after training it there if not.
 
-    ``data``: of ``fingerprints``, by which a student of other rows is refused. ``add``: see :func:`train_all`.
+    ``add``: see :func:`train_all`.
     """
     arm, seed = key
+    known = {**experiment.described(arm, seed), **material.fingerprints}
     train = partial(train_new_student, experiment, material, arm, seed, add)
-    return finished_or(experiment.student_folder(arm, seed), {**experiment.described(arm, seed), **data}, train)
+    return finished_or(experiment.student_folder(arm, seed), known, train)
 
 
 def train_new_student(experiment: Experiment, material: Material, arm: str, seed: int, add: Add) -> dict[str, float]:

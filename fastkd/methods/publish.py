@@ -47,7 +47,7 @@ def publish(experiment: Experiment, scores: Scores, table: str) -> None:
     best = max(experiment.seeds, key=lambda seed: sum(by_seed[seed].values()))
     with new_folder(Path(experiment.output) / "student", replace=True) as folder:
         shutil.copytree(experiment.student_folder(arm, best) / "model", folder, dirs_exist_ok=True)
-        (folder / "README.md").write_text(_card(experiment, arm, table))
+        (folder / "README.md").write_text(_card(experiment, arm, table), encoding="utf-8")
 
 
 def _evenly(count: int) -> range:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 _LAST_WRITTEN = "trainer_state.json"
@@ -15,7 +16,8 @@ def last_checkpoint(folder: str | Path, processes: int = 1) -> str | None:
     ``processes``: of the run that saved, each of which keeps a random state of its own.
     """
     found = Path(folder).glob("checkpoint-*") if Path(folder).is_dir() else ()
-    numbered = {int(path.name.split("-")[1]): path for path in found if path.name.split("-")[1].isdecimal()}
+    named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in found)
+    numbered = {int(match[1]): path for match, path in named if match}
     for step in sorted(numbered, reverse=True):
         if _is_whole(numbered[step], processes):
             return str(numbered[step])

@@ -36,8 +36,9 @@ class DistillationTrainer(PartsTrainer, MultiTaskTrainer):
         **kwargs: of ``MultiTaskTrainer``.
 
     Raises:
-        ValueError: a student without a head for a task of the training rows, or with other labels or another order of
-            them; no teacher where one is needed, or one without the student's tasks, label names or vocabulary.
+        ValueError: a student without a head for a task of the training or evaluation rows, or with other labels or
+            another order of them; no teacher where one is needed, or one without the student's tasks, label names or
+            vocabulary.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class DistillationTrainer(PartsTrainer, MultiTaskTrainer):
         **kwargs: Any,
     ) -> None:
         datasets = train_dataset.datasets if train_dataset else {}
-        tasks = train_dataset.tasks if train_dataset else {}
-        adopt(model, {name: task.label_names for name, task in tasks.items()})
+        for rows in (train_dataset, *(eval_dataset or {}).values()):
+            adopt(model, {name: task.label_names for name, task in (rows.tasks if rows else {}).items()})
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
         self._accepted = accepted_inputs(model)
         self.signal: TeacherSignal | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,8 +96,9 @@ def finetune(
     """Fine-tunes all parameters of a student on one task, once per learning rate, and saves the best epoch of all.
 
     The student itself takes part as epoch 0, so that what is saved is never worse on the validation set than what
-    was given; of equal scores the earlier epoch and the first learning rate are kept. What is saved has the head of
-    that task alone, the tokenizer, a model card and ``eval_results.json``.
+    was given; a training that diverges ends with its best epoch so far. Of equal scores the earlier epoch and the
+    first learning rate are kept. What is saved has the head of that task alone, the tokenizer, a model card and
+    ``eval_results.json``.
 
     Args:
         student: a folder with a student and its tokenizer: any classifier with ``config.tasks`` and ``heads``.
@@ -133,7 +135,7 @@ def finetune(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / "eval_results.json").write_text(json.dumps(best.metrics, indent=2) + "\n")
-        (folder / "README.md").write_text(_card(model, Path(student).name, task, best))
+        (folder / "README.md").write_text(_card(model, Path(student).name, task, best), encoding="utf-8")
     return list(done.values())
 
 
@@ -192,7 +194,8 @@ def train_candidate(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.evaluate()
-        trainer.train()
+        with suppress(FloatingPointError):  # diverged; what was best before it did is kept
+            trainer.train()
     assert keep.best is not None
     return keep.best
 

@@ -99,15 +99,14 @@ def generate_responses(
         raise ValueError("tokenizer has no EOS token, at which a response ends; set tokenizer.eos_token")
     rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     _check_room(model, max(map(len, rows), default=0), max_new_tokens)
-    # Everything is stated that the model's own generation config might otherwise decide.
-    config = GenerationConfig(
-        do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=padding_id(tokenizer),
-    )  # fmt: skip
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": padding_id(tokenizer)}
+    config = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, **ids)
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     batches = [by_length[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     responses = [[""] * len(rows) for _ in seeds]
     was_training, generate = model.training, cast(Callable[..., Tensor], model.generate)
+    own = model.generation_config  # would decide whatever ``config`` does not state
+    model.generation_config = config
     model.eval()
     try:
         with tqdm(desc="responses", total=len(rows) * len(seeds)) as bar:
@@ -122,6 +121,7 @@ def generate_responses(
                     bar.update(len(batch))
     finally:
         model.train(was_training)
+        model.generation_config = own
     return responses
 
 

@@ -11,15 +11,17 @@ from pathlib import Path
 
 
 def check_output(folder: str | Path, needed_bytes: int = 0) -> Path:
-    """The folder as a path, once it is clear that results can be saved there.
+    """The folder's path, links resolved, once it is clear that results can be saved there.
 
     Raises:
-        FileExistsError: it exists and holds something.
+        FileExistsError: it exists and holds something, or is one that cannot be exchanged for a finished one.
         OSError: it cannot be made or written, or the disk has less than ``needed_bytes`` left.
     """
-    path = Path(folder)
+    path = Path(folder).resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} holds something else; name a new or an empty folder, or remove it")
+    if path == Path.cwd() or path.is_mount():
+        raise FileExistsError(f"{path} is the working folder or a mount point; name a new folder, as one inside it")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent):
@@ -36,19 +38,22 @@ def new_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder, renamed to ``folder`` when the block succeeds and removed when it fails.
 
     ``replace`` removes an older ``folder`` once the new one stands in its place; without it, one that holds
-    something is refused.
+    something is refused. Where only the renaming fails, the temporary folder stays, and the error names it.
     """
-    path = Path(folder) if replace else check_output(folder)
+    path = Path(folder).resolve() if replace else check_output(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     try:
         with saving(path):
             yield partial
         partial.chmod(0o777 & ~_umask())
-        (_exchange if replace else os.replace)(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    try:
+        (_exchange if replace else os.replace)(partial, path)
+    except OSError as error:
+        raise OSError(f"{partial} is whole, but cannot be renamed to {path}: {error}") from error
 
 
 def _exchange(new: Path, path: Path) -> None:

@@ -80,7 +80,10 @@ def _result(future: Future[Result]) -> Result:
     try:
         return future.result()
     except BrokenProcessPool as error:
-        raise ChildProcessError("a training process was killed, perhaps for want of memory: try fewer jobs") from error
+        raise ChildProcessError(
+            "a training process ended: perhaps it was killed for want of memory (try fewer jobs), or the script that "
+            'starts it does not do so under `if __name__ == "__main__":`'
+        ) from error
 
 
 def _start(threads: int, progress: Any, parent: connection.Connection) -> None:

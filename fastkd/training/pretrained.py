@@ -8,6 +8,7 @@ from typing import cast
 import torch
 import transformers
 from transformers import (
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoTokenizer,
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from fastkd.mixing import numbered_positions
 from fastkd.students.low_rank_loading import METHOD
 from fastkd.training.classifiers import MultiTaskEncoder, MultiTaskEncoderConfig
 
@@ -32,7 +34,7 @@ def load_model(path: str | Path) -> PreTrainedModel:
     if method is not None:
         kind = "low-rank" if method == METHOD else f"quantised ({method})"
         raise ValueError(f"{path} is {kind} already; name the model that it was made of")
-    (architecture,) = config.architectures or [""]
+    architecture = next(iter(config.architectures or ()), "")
     known = getattr(transformers, architecture, AutoModel)
     loader = MultiTaskEncoder if isinstance(config, MultiTaskEncoderConfig) else known
     model: PreTrainedModel = loader.from_pretrained(path, dtype=torch.float32)
@@ -46,6 +48,21 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path))
     except (OSError, ValueError):
         return None
+
+
+def check_encoder(name: str | Path, config: PreTrainedConfig) -> None:
+    """Raises ``ValueError`` for a model that teachers are not made of, as a teacher or student of this project."""
+    if type(config) not in MODEL_MAPPING:
+        raise ValueError(f"{name} is a {config.model_type}; a teacher is made of an encoder that transformers knows")
+
+
+def check_positions(model: PreTrainedModel, max_length: int) -> None:
+    """Raises ``ValueError`` for an encoder with fewer than ``max_length`` positions."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    for table in numbered_positions(model):  # as of RoBERTa, from the number after the pads' on
+        positions = table.num_embeddings - (table.padding_idx or 0) - 1
+    if positions is not None and max_length > positions:
+        raise ValueError(f"max_length is {max_length}; the {model.config.model_type} has {positions} positions")
 
 
 def config_with_dropout(path: str | Path, rate: float | None) -> PreTrainedConfig:

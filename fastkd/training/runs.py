@@ -20,11 +20,10 @@ def finished_or(
     marker = folder / MARKER
     wanted = json.loads(json.dumps(configuration))
     if marker.exists():
-        stored = json.loads(marker.read_text())
+        stored = json.loads(marker.read_text(encoding="utf-8"))
         if settings := different(stored["configuration"], wanted):
             raise ValueError(
-                f"{folder} holds a finished run with other settings ({settings}): "
-                "choose another output folder, or delete this one"
+                f"{folder} holds a finished run with other settings ({settings}): choose another output folder"
             )
         return dict(stored["result"])
     result = dict(compute())
@@ -43,7 +42,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from fastkd.training.classifiers import (
     task_loss,
 )
 from fastkd.training.output import check_output, new_folder
-from fastkd.training.pretrained import config_with_dropout
+from fastkd.training.pretrained import check_encoder, check_positions, config_with_dropout
 from fastkd.training.trainer import MultiTaskTrainer
 
 __all__ = [
@@ -103,9 +103,17 @@ def train_teacher(
 
     Returns:
         ``MultiTaskTrainer.evaluate``'s metrics, which are also saved as ``eval_results.json``.
+
+    Raises:
+        ValueError: no encoder, or one of fewer than ``max_length`` positions; rows or options that are wrong.
+        FileExistsError: ``output_dir`` holds something.
     """
     check_output(output_dir)
     config = config_with_dropout(name_or_path, dropout)
+    check_encoder(name_or_path, config)
+    torch.manual_seed(seed)
+    encoder = AutoModel.from_pretrained(name_or_path, config=config, dtype=torch.float32)
+    check_positions(encoder, max_length)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     train, validation = load_encoded(
         tasks,
@@ -117,8 +125,6 @@ def train_teacher(
         paraphrases=paraphrases,
         seed=seed,
     )
-    torch.manual_seed(seed)
-    encoder = AutoModel.from_pretrained(name_or_path, config=config, dtype=torch.float32)
     heads = {} if dropout is None else {"classifier_dropout": dropout}
     model = MultiTaskEncoder.from_encoder(encoder, list(train.tasks.values()), pooling=pooling, **heads)
     check_output(output_dir, needed_bytes=4 * model.num_parameters())
