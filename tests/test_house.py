@@ -13,6 +13,7 @@ import torch
 
 from fastkd import ops
 from fastkd.ops import _extension
+from fastkd.runtime.extension import compiled
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -116,6 +117,13 @@ def test_backend_variable(nothing_built, monkeypatch):
         _extension.backend("kl_div", "cpu", torch.float32)
     monkeypatch.setenv("FASTKD_BACKEND", "reference")
     assert _extension.backend("kl_div", "cpu", torch.float32) == "reference"
+
+
+def test_an_unknown_cpu_target_is_refused(monkeypatch):
+    monkeypatch.setenv("FASTKD_CPU_TARGET", "avx512-no-vnii")
+    for call in (lambda: _extension._choose("kl_div", "cpu", torch.float32), compiled):
+        with pytest.raises(ValueError, match=r"FASTKD_CPU_TARGET must be one of baseline, .*got 'avx512-no-vnii'"):
+            call()
 
 
 def test_an_unknown_build_is_refused():

@@ -129,6 +129,20 @@ assert len(os.listdir("/proc/self/task")) == before + 1
     subprocess.run(command, check=True, timeout=300, cwd=ROOT / "tests", env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
+@pytest.mark.slow
+def test_a_large_call_leaves_little_memory_behind():
+    """Run in a process of its own, whose memory is the call's."""
+    script = (
+        "import numpy as np\nfrom test_runtime import SIZES, make_model, make_student\n"
+        "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096 >> 20\n"
+        "model = make_model(make_student(**SIZES['odd']), 'float32')\n"
+        "ask = lambda texts: model.logits('a', np.ones(20 * texts, np.int32), np.full(texts, 20), False)\n"
+        "ask(1)\nbefore = resident()\nask(20_000)\n"
+        "assert resident() - before < 200, resident() - before\n"
+    )
+    python("-c", script)
+
+
 def test_int8_keeps_the_words_that_any_activation_would_keep():
     values = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
     values[2] = 0

@@ -40,7 +40,7 @@ class Memory {
   int64_t bytes_ = 0;
 };
 
-// Memory of undefined content for the length of a call, kept by its thread for the next one.
+// Memory of undefined content for the length of a call, kept by its thread for the next one unless it is very large.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) {
@@ -57,7 +57,9 @@ class Scratch {
   Scratch(Scratch&&) = default;
   ~Scratch() {
     constexpr size_t kShelf = 16;
-    if (memory_.bytes() > 0 && shelf().size() < kShelf) shelf().push_back(std::move(memory_));
+    constexpr int64_t kLargest = 64 << 20;
+    if (memory_.bytes() > 0 && memory_.bytes() <= kLargest && shelf().size() < kShelf)
+      shelf().push_back(std::move(memory_));
   }
 
   template <class T>

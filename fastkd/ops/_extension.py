@@ -7,6 +7,8 @@ from importlib.util import find_spec
 
 import torch
 
+from fastkd.cpu_target import check_cpu_target
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """What every op takes; float64 is left to the reference."""
 
@@ -72,6 +74,7 @@ def _choose(op: str, device_type: str, dtype: torch.dtype) -> str:
         return "reference"
     if forced != "auto":
         raise ValueError(f"FASTKD_BACKEND must be 'auto' or 'reference', got {forced!r}")
+    check_cpu_target()
     name, reason = fused_backend(device_type, op)
     if name is not None:
         return name

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastkd.cpu_target import check_cpu_target
+
 
 def compiled() -> Any:
     """``fastkd._runtime``.
 
     Raises:
         ImportError: fastkd was installed without its compiled parts.
+        ValueError: FASTKD_CPU_TARGET names no target.
     """
+    check_cpu_target()
     try:
         from fastkd import _runtime
     except ImportError as error:
