@@ -73,7 +73,7 @@ def model_result(row: str, lines: Sequence[Score], columns: Sequence[str]) -> Mo
 
 
 def markdown_table(results: Sequence[tuple[str, Sequence[Score]]], columns: Sequence[str]) -> str:
-    """Mean ± standard deviation over seeds, the size, and the mean time of training one student."""
+    """Mean ± standard deviation over seeds, the size, and the mean time of training one student, of all threads."""
     body = []
     for row, lines in results:
         model = model_result(row, lines, columns)
@@ -87,7 +87,7 @@ def markdown_table(results: Sequence[tuple[str, Sequence[Score]]], columns: Sequ
 def _cost(model: ModelResult, lines: Sequence[Score]) -> list[str]:
     if not model.parameters:
         return ["–"] * 3
-    minutes = statistics.fmean(line.seconds for line in lines) / 60
+    minutes = statistics.fmean(line.seconds * line.threads for line in lines) / 60
     size = f"{model.parameters / 1e6:.1f} M ({model.inner_parameters / 1e6:.1f} M)"
     return [size, f"{1e3 * model.latency:.2f} ms", f"{minutes:.1f} min"]
 

@@ -25,7 +25,7 @@ class Score:
 
     ``score`` is 0 to 100. ``learning_rate`` is the one that was chosen. ``seconds`` is what training took, with the
     evaluation after it. ``inner_parameters`` are all but the word embeddings. ``latency_ms`` is that of one row on one
-    thread. The rest tells where, with what and when the model was trained.
+    thread. The rest tells where, with what and when the model was trained; ``threads`` is 1 where a GPU trained it.
     """
 
     row: str
@@ -53,6 +53,8 @@ _COMMIT = environment("cpu")["commit"]
 def surroundings() -> dict[str, Any]:
     """The fields of a score that tell where, with what and when a model was trained."""
     known = environment("cuda" if torch.cuda.is_available() else "cpu") | {"commit": _COMMIT}
+    if torch.cuda.is_available():
+        known["threads"] = 1
     return {field.name: known[field.name] for field in fields(Score) if field.name in known}
 
 

@@ -106,8 +106,10 @@ def test_a_table_shows_the_least_latency_of_models_of_one_size_and_no_average_of
     taken = {"KD": (100, 5.0), "SM": (100, 3.0), "other": (101, 4.0)}
     for row, (parameters, latency) in taken.items():
         line = replace(score(row, "a", 1, 50.0), parameters=parameters, inner_parameters=1, latency_ms=latency)
+        line = replace(line, seconds=90.0, threads=2)
         write(own.group_folder(row) / "scores.csv", [line])
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in own.report().splitlines()]
     assert cells[0] == ["", "a", "parameters (inner)", "latency", "training"]
     assert [line[3] for line in cells[2:]] == ["3.00 ms", "3.00 ms", "4.00 ms"]
+    assert [line[4] for line in cells[2:]] == ["3.0 min"] * 3
     assert [line.latency_ms for line in read(tmp_path / "scores.csv")] == [5, 3, 4]
