@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from subprocesses import python
 
 from fastkd.training.output import check_output, new_folder
 
@@ -89,3 +90,10 @@ def test_an_older_folder_outlasts_a_failure_of_the_new_ones_renaming(tmp_path, m
     assert names_and_texts(good) == {"a": "old"}
     assert names_and_texts(folder) == {"a": "new"}
     assert sorted(tmp_path.iterdir()) == sorted([folder, good])
+
+
+def test_texts_are_utf8_in_any_locale(tmp_path):
+    script = "import pathlib, sys\nfrom fastkd.training.runs import write_text\n"
+    script += "write_text(pathlib.Path(sys.argv[1]), '50.0 \\xb1 1')"
+    python("-c", script, str(tmp_path / "a"), PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LC_ALL="C")
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "50.0 ± 1"
