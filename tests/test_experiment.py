@@ -202,9 +202,10 @@ def test_a_teachers_score_is_of_the_labels_there_are(experiment, folder, tmp_pat
         run_experiment(mine, jobs=1)
 
 
-def test_texts_beyond_the_teachers_positions_are_refused(experiment):
-    with pytest.raises(ValueError, match=r"max_length is 999; the bert has \d+ positions"):
-        run_experiment(replace(experiment, max_length=999))
+def test_texts_beyond_the_teachers_positions_are_refused(experiment, tmp_path):
+    short = save_teacher(tmp_path / "short", "sst2", "stsb", max_position_embeddings=4)
+    with pytest.raises(ValueError, match=r"a row has \d+ tokens, and the bert 4 positions: lower max_length"):
+        run_experiment(replace(experiment, teacher=short))
 
 
 def test_a_method_that_asks_the_teacher_at_every_step(experiment, tmp_path, monkeypatch):

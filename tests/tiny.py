@@ -27,7 +27,7 @@ def tokenizer(token_types=True, **options):
 def bert_config(**options):
     sizes = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return BertConfig(**sizes, **dropout, intermediate_size=32, max_position_embeddings=128, **options)
+    return BertConfig(**sizes, **dropout, intermediate_size=32, max_position_embeddings=32, **options)
 
 
 def save_encoder(folder: Path, **options) -> str:

@@ -154,8 +154,6 @@ def prepare(experiment: Experiment, teachers: Teachers) -> Material:
     """Loads the rows, once it is clear that students of these teachers can be saved, and asks the teachers."""
     labels = _labels(teachers)
     TeacherSignal(teachers.by_task, labels)  # refuses a teacher of other tasks or labels before the data are read
-    for model, _ in teachers.tasks:
-        check_positions(model.encoder, experiment.max_length)
     size = 4 * experiment.student.make(teachers.first, labels).num_parameters()
     students = len(experiment.arms) * len(experiment.seeds)
     check_output(Path(experiment.output) / ".students", needed_bytes=size * (students + 1))
@@ -169,6 +167,8 @@ def prepare(experiment: Experiment, teachers: Teachers) -> Material:
         paraphrases=experiment.paraphrases,
         augment=experiment.augment,
     )
+    for model, _ in teachers.tasks:
+        check_positions(model.encoder, (train, *validation.values()))
     names = {name: task.label_names for name, task in train.tasks.items()}
     signal = TeacherSignal(teachers.by_task, names, autocast=torch.bfloat16 if has_fast_bf16() else None)
     output, collate = Path(experiment.output), MultiTaskCollator(teachers.tokenizer)

@@ -113,7 +113,6 @@ def train_teacher(
     check_encoder(name_or_path, config)
     torch.manual_seed(seed)
     encoder = AutoModel.from_pretrained(name_or_path, config=config, dtype=torch.float32)
-    check_positions(encoder, max_length)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     train, validation = load_encoded(
         tasks,
@@ -125,6 +124,7 @@ def train_teacher(
         paraphrases=paraphrases,
         seed=seed,
     )
+    check_positions(encoder, (train, *validation.values()))
     heads = {} if dropout is None else {"classifier_dropout": dropout}
     model = MultiTaskEncoder.from_encoder(encoder, list(train.tasks.values()), pooling=pooling, **heads)
     check_output(output_dir, needed_bytes=4 * model.num_parameters())
