@@ -102,7 +102,7 @@ def test_both_kinds_of_student_start_alike_and_differ_in_their_loss(folder, fini
 def test_a_disk_too_small_is_told_before_the_teacher_is_asked(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     assert distil(folder, tmp_path / "run", "--seeds", "1") == 1
-    assert "0 MB left; saving students needs" in capsys.readouterr().err
+    assert "0 MB left; saving the students needs" in capsys.readouterr().err
     assert list((tmp_path / "run").iterdir()) == []
 
 

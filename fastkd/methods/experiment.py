@@ -156,7 +156,7 @@ def prepare(experiment: Experiment, teachers: Teachers) -> Material:
     TeacherSignal(teachers.by_task, labels)  # refuses a teacher of other tasks or labels before the data are read
     size = 4 * experiment.student.make(teachers.first, labels).num_parameters()
     students = len(experiment.arms) * len(experiment.seeds)
-    check_output(Path(experiment.output) / ".students", needed_bytes=size * (students + 1))
+    check_output(Path(experiment.output) / "the students", needed_bytes=size * (students + 1))
     train, validation = load_encoded(
         experiment.tasks,
         teachers.tokenizer,
