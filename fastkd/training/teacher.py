@@ -105,7 +105,7 @@ def train_teacher(
         ``MultiTaskTrainer.evaluate``'s metrics, which are also saved as ``eval_results.json``.
 
     Raises:
-        ValueError: no encoder, or one of fewer than ``max_length`` positions; rows or options that are wrong.
+        ValueError: no encoder, or one of fewer positions than the longest row has tokens; wrong rows or options.
         FileExistsError: ``output_dir`` holds something.
     """
     check_output(output_dir)
