@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from experiments import scores as csv_file
 from experiments.claims import Claim
 from experiments.report import FILES, write_report
-from experiments.scores import Score
+from experiments.scores import TEACHER, Score
 from experiments.students import folder_name
 from fastkd.training.parallel import Add, train_all
 from fastkd.training.runs import different, write_text
@@ -74,14 +74,15 @@ class Table:
         return self._write(self.folder, [line for path in paths for line in csv_file.read(path)])
 
     def keep(self) -> None:
-        """Puts the report into the repository; what only the one before has, of a row and column, stays as it was."""
+        """Puts the report into the repository; what only the one before has, of the same teacher, stays as it was."""
         RESULTS.mkdir(exist_ok=True)
         scores, kept = csv_file.read(self.folder / "scores.csv"), RESULTS / f"{self.name}.csv"
         settings = {name: value for name, value in self.settings.items() if name not in PLACES}
         one_setting(kept.with_suffix(".json"), settings)
         measured = {(line.row, line.column) for line in scores}
         before = csv_file.read(kept) if kept.exists() else []
-        scores += [line for line in before if (line.row, line.column) not in measured]
+        stays = of_same_teachers(before, scores)
+        scores += [line for line in stays if (line.row, line.column) not in measured]
         with tempfile.TemporaryDirectory() as folder:
             self._write(Path(folder), scores)
             for file, ending in FILES.items():
@@ -95,6 +96,12 @@ class Table:
         columns = [column for column in self.columns if any(line.column == column for line in scores)]
         columns += dict.fromkeys(line.column for line in scores if line.column not in columns)
         return write_report(folder, scores, self.rows, columns, self.title, self.claims, self.parts)
+
+
+def of_same_teachers(before: Sequence[Score], scores: Sequence[Score]) -> list[Score]:
+    """What of ``before`` is of columns that ``scores`` does not have from another teacher, told by its date."""
+    then, now = ({line.column: line.date for line in lines if line.row == TEACHER} for lines in (before, scores))
+    return [line for line in before if line.column not in now or now[line.column] == then.get(line.column)]
 
 
 def one_setting(path: Path, settings: Mapping[str, Any]) -> None:

@@ -46,6 +46,23 @@ def test_what_other_runs_kept_stays_if_their_settings_were_the_same(tmp_path, mo
         keep("third", {"SM": 90.0}, "bc", epochs=4)
 
 
+def test_nothing_of_another_teacher_stays_in_a_column(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+
+    def keep(row, columns, date):
+        own = table.Table("t", "T", tmp_path / f"{row}-{date}", ("teacher", "KD", "SM"), ("a", "b"), (), {})
+        lines = [score(name, column, 1, 50.0) for name in ("teacher", row) for column in columns]
+        write(own.group_folder(row) / "scores.csv", [replace(line, date=date) for line in lines])
+        own.report()
+        own.keep()
+        kept = read(tmp_path / "results" / "t.csv")
+        return {(line.row, line.column) for line in kept if line.row != "teacher"}
+
+    assert keep("KD", "ab", "monday") == {("KD", "a"), ("KD", "b")}
+    assert keep("SM", "b", "monday") == {("KD", "a"), ("KD", "b"), ("SM", "b")}
+    assert keep("SM", "a", "tuesday") == {("KD", "b"), ("SM", "b"), ("SM", "a")}
+
+
 def test_seeds_of_other_calls_stay(tmp_path):
     path = tmp_path / "scores.csv"
     add(path, [score("KD", "a", seed, 50.0) for seed in (1, 2)])
