@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from experiments import scores as csv_file
-from experiments.claims import beats
+from experiments.claims import beats, verdicts
 from experiments.makd import FINE_TUNED, MAKD
 from experiments.options import check_names, settings_of, several
 from experiments.reader import arguments
@@ -59,6 +59,7 @@ SIZES = {"n_layer": 6, "n_embd": 256, "n_head": 4, "n_positions": 512, "vocab_si
 OPTIONS: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), DROPOUT)
 OPTIONS |= {"activation_function": "gelu_pytorch_tanh"}  # GPT-2's own function, in one kernel
 LENGTHS = {"max_length": 512, "max_prompt_length": 256}
+HOW_TO_READ = "Differences are those of perplexity, above 0 where the first of the two has the lower one."
 CLAIMS = tuple(beats(MAKD, row, f"MaKD beats {row} at one number of parameters") for row in ROWS if row != MAKD)
 
 
@@ -120,7 +121,8 @@ def run(args: argparse.Namespace) -> Table:
         own = replace(speaking, train=said_by(teacher, tokenizer, train)) if row == SEQKD else speaking
         student = partial(train_student, row, teacher, args.ratio, own, training)
         rates = tuple(args.learning_rates or LEARNING_RATES)
-        groups.append(Runs(row, table.group_folder(row), {"row": row, **shared}, student, rates, tuple(args.seeds)))
+        known, folder = {"row": row, **shared}, table.group_folder(row)
+        groups.append(Runs(row, folder, known, student, rates, tuple(args.seeds), quality))
     table.fill(groups, args.jobs)
     write_perplexities(table)
     return table
@@ -135,15 +137,24 @@ def test_files(parts: Sequence[str]) -> dict[str, str]:
     return {name: path for name, _, path in pairs}
 
 
+def quality(trained: Trained) -> float:
+    """What a learning rate is chosen by: less noisy than ROUGE-L of a few samples."""
+    return -float(trained["perplexity"])
+
+
 def write_perplexities(table: Table) -> None:
-    """A table of the rows' perplexities, mean ± standard deviation over seeds, into the table's folder."""
-    body = []
+    """The rows' perplexities, mean ± standard deviation over seeds, and verdicts by them, into the table's folder."""
+    body, lines = [], []
     for row in table.rows:
         path = table.group_folder(row) / "students.json"
         if path.exists():
-            found = [trained["perplexity"] for trained in json.loads(path.read_text()).values()]
-            body.append([row, mean_and_spread(found)])
-    write_text(table.folder / "perplexity.md", aligned(["", "perplexity"], body) + "\n")
+            students = json.loads(path.read_text())
+            body.append([row, mean_and_spread([trained["perplexity"] for trained in students.values()])])
+            for seed, trained in students.items():
+                known = {**trained, "scores": {"perplexity": quality(trained)}}
+                lines += csv_file.scores_of(row, int(seed), {"perplexity": "perplexity"}, known)
+    parts = [aligned(["", "perplexity"], body), verdicts(table.claims, lines), HOW_TO_READ]
+    write_text(table.folder / "perplexity.md", "\n\n".join(parts) + "\n")
 
 
 def make_tokenizer(texts: Sequence[str], train: Dataset, folder: Path, read: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments import scores as csv_file
 from experiments.scores import scores_of
-from experiments.students import Trained, part, tuned
+from experiments.students import Trained, mean_score, part, tuned
 from fastkd.training.parallel import Add
 from fastkd.training.runs import finished_or, write_text
 
@@ -27,6 +27,7 @@ class Runs:
         settings: what a finished one is known by, JSON values.
         student: trains one, of a learning rate and a seed, and gives what a ``Score`` tells of it.
         rates, seeds: to choose from, and to report.
+        quality: what a rate is chosen by, the higher the better; picklable.
     """
 
     row: str
@@ -35,6 +36,7 @@ class Runs:
     student: Student
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
+    quality: Callable[[Trained], float] = mean_score
 
     @property
     def cost(self) -> float:
@@ -47,7 +49,7 @@ class Runs:
                 known = {**self.settings, "learning_rate": rate, "seed": seed}
                 return finished_or(folder, known, lambda: self.student(rate, seed, step))
 
-        best, students = tuned(train, self.rates, self.seeds)
+        best, students = tuned(train, self.rates, self.seeds, self.quality)
         lines = [
             line
             for seed, trained in students.items()

@@ -100,21 +100,28 @@ def learning_rates(rates: Sequence[float], fields: Mapping[str, Any] | None = No
     return {f"lr {rate:g}": {**(fields or {}), "learning_rate": rate} for rate in rates}
 
 
+def mean_score(trained: Trained) -> float:
+    return statistics.fmean(trained["scores"].values())
+
+
 def tuned(
-    train: Callable[[Key, int], Trained], choices: Sequence[Key], seeds: Sequence[int]
+    train: Callable[[Key, int], Trained],
+    choices: Sequence[Key],
+    seeds: Sequence[int],
+    quality: Callable[[Trained], float] = mean_score,
 ) -> tuple[Key, dict[int, Trained]]:
-    """The choice with the best mean score of ``TUNING_SEED``, the first of equals, and what it gives of every seed.
+    """The choice with the best ``quality`` of ``TUNING_SEED``, the first of equals, and what it gives of every seed.
 
     A choice whose training diverges is the worst there is.
     """
 
-    def mean_score(choice: Key) -> float:
+    def quality_of(choice: Key) -> float:
         try:
-            return statistics.fmean(train(choice, TUNING_SEED)["scores"].values())
+            return quality(train(choice, TUNING_SEED))
         except FloatingPointError:
             return -math.inf
 
-    best = max(choices, key=mean_score) if len(choices) > 1 else choices[0]
+    best = max(choices, key=quality_of) if len(choices) > 1 else choices[0]
     return best, {seed: train(best, seed) for seed in seeds}
 
 

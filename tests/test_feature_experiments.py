@@ -63,13 +63,13 @@ def test_a_decoder(tmp_path, monkeypatch, capsys):
     ]
     options = [
         "--epochs",
-        "1",
+        "4",
         "--jobs",
         "1",
         "--seeds",
         "1,2",
         "--learning-rates",
-        "1e-3",
+        "1e-6,1e-3",
         "--ratio",
         "0.7",
     ]
@@ -80,8 +80,10 @@ def test_a_decoder(tmp_path, monkeypatch, capsys):
     sizes = {score.row: score.parameters for score in scores}
     assert len({sizes[name] for name in names[1:]}) == 1
     assert sizes["MaKD"] <= 0.7 * sizes["teacher"]
-    lines = (tmp_path / "runs" / "70" / "perplexity.md").read_text().splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == names
+    assert {score.learning_rate for score in scores if score.row != "teacher"} == {1e-3}  # ROUGE-L is 0 with both
+    perplexities, verdicts, _ = (tmp_path / "runs" / "70" / "perplexity.md").read_text().split("\n\n")
+    assert [line.split("|")[1].strip() for line in perplexities.splitlines()[2:]] == names
+    assert [line.count("MaKD beats") for line in verdicts.splitlines()[2:]] == [1, 1, 1]
     assert "MaKD beats SeqKD" in capsys.readouterr().out
     assert main(["makd-decoder", *places, *options, "--new-tokens", "4", "--samples", "1"]) == 1
     assert "other settings (new_tokens 8 there, 4 here)" in capsys.readouterr().err
