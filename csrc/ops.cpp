@@ -8,6 +8,12 @@ STABLE_TORCH_LIBRARY(fastkd, m) {
       "Tensor? valid, Tensor? labels, float cross_entropy_weight, int reduction, Tensor? denominator, "
       "bool scale_by_temperature, bool need_grad, bool need_stats) -> (Tensor loss, Tensor grad, Tensor stats)");
   m.def(
+      "attention_forward(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, bool causal) -> "
+      "(Tensor output, Tensor lse)");
+  m.def(
+      "attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, bool causal, "
+      "Tensor lse) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)");
+  m.def(
       "attention_kl_div(Tensor student_query, Tensor student_key, Tensor teacher_query, Tensor teacher_key, "
       "Tensor? student_bias, Tensor? teacher_bias, Tensor? student_lse, Tensor? teacher_lse, Tensor? query_mask, "
       "Tensor? key_mask, float student_scale, float teacher_scale, bool causal, int window, Tensor? row_weight) -> "

@@ -112,7 +112,7 @@ def test_no_map_is_ever_in_memory():
 
 
 @fused
-@pytest.mark.parametrize("target", ["baseline", "avx2", "avx512-no-bf16", "avx512"])
+@pytest.mark.parametrize("target", ["baseline", "avx2", "avx512-no-bf16", "avx512-no-amx", "avx512"])
 def test_every_instruction_set(target):
     chosen = "cpu and (float or length)"
     python("-m", "pytest", "-q", "tests/test_attention_kl_div.py", "-k", chosen, FASTKD_CPU_TARGET=target)

@@ -5,7 +5,7 @@ import pytest
 HEAD, ROWS, MATMUL = "csrc/simd/attention_kl_div.h", "csrc/simd/attention_rows.h", "csrc/simd/matmul.h"
 TRITON, TILES = "kernels/attention_kl_div.py", "kernels/_attention.py"
 MUTANTS = {
-    "nothing": (ROWS, "constexpr float kLowest = -1e30f;", "constexpr float kLowest = -1e30f;"),
+    "nothing": (ROWS, "RowSums sums{};", "RowSums sums{};"),
     "the reference forgets the scale": (
         "fastkd/reference/attention_kl_div.py",
         "key.transpose(-1, -2)) * scale",
@@ -28,12 +28,17 @@ MUTANTS = {
     ),
     "a group's last head overwrites the keys' gradient": (
         HEAD,
-        "{grad_keys.at(block.begin) + c, grad_keys.row}, true);",
-        "{grad_keys.at(block.begin) + c, grad_keys.row}, false);",
+        "{grad_keys.data + j, grad_keys.row}, true);",
+        "{grad_keys.data + j, grad_keys.row}, false);",
     ),
-    "rows left over from a strip are lost": (MATMUL, "if (i < rows)", "if (i + 1 < rows)"),
+    "rows left over from a strip are lost": (
+        MATMUL,
+        "if (i < rows) product_rest",
+        "if (i + 1 < rows) product_rest",
+    ),
     "later parts of the depth overwrite": (MATMUL, "accumulate ? load(to) + part : part", "part"),
-    "neighbours of a pair are swapped": (HEAD, "r % 2 ? (VecBits)load(pair)", "r % 2 == 0 ? (VecBits)load(pair)"),
+    "neighbours of a pair are swapped": (MATMUL, "r % 2 ? (VecBits)load(pair)", "r % 2 == 0 ? (VecBits)load(pair)"),
+    "what follows the last pair of rows is left": (MATMUL, "r % kLanes; ++r)", "r % 1; ++r)"),
     "infinite rows are missed": (ROWS, "select((raw_s == none) & (raw_t > none), splat(1.0f), Vec{})", "Vec{}"),
     "Triton drops the scale": (TILES, 'input_precision="ieee") * model.scale', 'input_precision="ieee")'),
     "Triton's causal is off by one": (TILES, "seen &= distance <= 0", "seen &= distance < 0"),

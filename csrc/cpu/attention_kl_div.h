@@ -5,14 +5,9 @@
 #include <cstdint>
 
 #include "cpu/dtype.h"
+#include "cpu/heads.h"
 
 namespace fastkd {
-
-// One (batch, heads, tokens, dim) tensor: its strides in elements, the last dimension dense.
-struct Heads {
-  void* data;
-  int64_t batch, head, token;
-};
 
 struct AttentionModel {
   Heads query, key;
@@ -47,8 +42,8 @@ inline int64_t block_rows(const AttentionKlDivTask& task) {
 inline int64_t scratch_floats(const AttentionKlDivTask& task) {
   const auto width = [](int64_t n) { return (n + 31) / 32 * 32 + 16; };
   const int64_t student = width(task.student.dim), teacher = width(task.teacher.dim), keys = width(task.keys);
-  const int64_t averaged = task.teacher.heads / task.student.heads, rows = block_rows(task);
-  return keys * (4 * student + (1 + averaged) * teacher) + rows * (3 * student + teacher) + 3 * rows * keys + keys;
+  const int64_t averaged = task.teacher.heads / task.student.heads, rows = width(block_rows(task));
+  return keys * (4 * student + (1 + averaged) * teacher) + rows * (4 * student + teacher) + 3 * rows * keys + keys;
 }
 
 }  // namespace fastkd

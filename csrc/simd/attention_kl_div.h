@@ -5,22 +5,11 @@
 // two ever add to one gradient.
 #include "simd/matmul.h"
 //
+#include "simd/heads.h"
+//
 #include "simd/attention_rows.h"
 
 namespace {
-
-template <class T>
-const T* row_of(const Heads& x, int64_t b, int64_t h, int64_t i) {
-  return (const T*)x.data + b * x.batch + h * x.head + i * x.token;
-}
-
-template <class T>
-void put_row(const Heads& x, int64_t b, int64_t h, int64_t i, const float* from, int64_t n) {
-  T* to = (T*)x.data + b * x.batch + h * x.head + i * x.token;
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) store(to + j, load(from + j));
-  if (j < n) store_tail(to + j, load(from + j), n - j);
-}
 
 // T is the type of the tensors, Unit that of the packed operands.
 template <class T, class Unit>
@@ -33,19 +22,20 @@ class KeyHead {
         averaged(teacher.heads / student.heads),
         rows(block_rows(task)),
         memory(scratch) {
-    const int64_t keys = panels(task.keys) * kPanel;
+    const int64_t keys = panels(task.keys) * kPanel, all_rows = panels(rows) * kPanel;
     present = take(1, keys).data;
     student_keys = take(keys, student.dim);
     teacher_keys = take(keys, teacher.dim);
     student_panels = take(keys, student.dim).data;
     teacher_panels = take(averaged * keys, teacher.dim).data;
-    student_queries = take(rows, student.dim);
+    student_queries = take(all_rows, student.dim);
     teacher_queries = take(rows, teacher.dim);
     paired_keys = take(keys / 2, student.dim);
-    paired_queries = take(rows / 2, student.dim);
-    grad_keys = take(keys, student.dim);
+    paired_queries = take(all_rows / 2, student.dim);
+    turned_queries = take(panels(student.dim) * kPanel, rows);
+    grad_keys = take(panels(student.dim) * kPanel, task.keys);
     grad_queries = take(rows, student.dim);
-    for (Packed* tile : {&student_tile, &teacher_tile, &member_tile}) *tile = take(rows, task.keys);
+    for (Packed* tile : {&student_tile, &teacher_tile, &member_tile}) *tile = take(all_rows, task.keys);
   }
 
   void run(int64_t b, int64_t key_head) {
@@ -53,11 +43,10 @@ class KeyHead {
     find_present();
     pack_keys(student, key_head, student_keys, student_panels);
     right_keys = along_rows<Unit>(student_keys, panels(task.keys) * kPanel, student.dim, paired_keys);
-    if (task.need_grad) std::memset(grad_keys.data, 0, task.keys * grad_keys.row * sizeof(float));
+    if (task.need_grad) std::memset(grad_keys.data, 0, student.dim * grad_keys.row * sizeof(float));
     const int64_t group = student.heads / student.key_heads;
     for (int64_t h = key_head * group; h < (key_head + 1) * group; ++h) run_head(h);
-    for (int64_t j = 0; task.need_grad && j < task.keys; ++j)
-      put_row<T>(task.grad_key, batch, key_head, j, grad_keys.at(j), student.dim);
+    if (task.need_grad) put_columns<T>(task.grad_key, batch, key_head, grad_keys, task.keys, student.dim);
   }
 
  private:
@@ -126,22 +115,21 @@ class KeyHead {
     if (!task.need_grad) return;
     zero_row(student.dim, grad_queries.data);
     for (int64_t i = first; i < first + count; ++i)
-      put_row<T>(task.grad_query, batch, head, i, grad_queries.data, student.dim);
+      put_row(row_of<T>(task.grad_query, batch, head, i), grad_queries.data, student.dim);
   }
 
-  // Queries that do not count may hold NaN and are packed as zeros, as is one more where their number is odd.
+  // Queries that do not count may hold NaN and are packed as zeros.
   void scores(const AttentionModel& model, int64_t head, int64_t first, int64_t count, Packed queries,
               const float* transposed, Packed tile) {
-    for (int64_t i = 0; i < count + count % 2; ++i) {
-      if (i < count && counts(first + i))
+    for (int64_t i = 0; i < count; ++i) {
+      if (counts(first + i))
         pack_row<Unit>(row_of<T>(model.query, batch, head, first + i), model.dim, queries.at(i));
       else
         zero_row(model.dim, queries.at(i));
     }
     for (int64_t j = block.begin; j < block.end; j += kPanel)
-      product<Unit>(count, {queries.data, queries.row, 1},
-                    {(float*)transposed + j / kPanel * panel_floats(model), kPanel}, units<Unit>(model.dim),
-                    {tile.data + j, tile.row}, false);
+      product<Unit>(count, queries, {(float*)transposed + j / kPanel * panel_floats(model), kPanel},
+                    units<Unit>(model.dim), {tile.data + j, tile.row}, false);
   }
 
   Vec finish(const AttentionModel& model, int64_t head, int64_t query, float* row) const {
@@ -196,38 +184,31 @@ class KeyHead {
     for (int k = 0; k < count; ++k) difference(first, r + k, alive[k] != 0, per_s[k], per_t[k]);
   }
 
-  // The student's tile becomes the gradient in its raw scores, 0 up to both ends of the block.
+  // The student's tile becomes the gradient in its raw scores, 0 up to both ends of the block, for products along the
+  // rows; for products across them, where pairs are needed, the teacher's does.
   void difference(int64_t first, int64_t r, bool alive, float per_s, float per_t) {
     const float *s = student_tile.at(r), *t = teacher_tile.at(r);
     const Range keys = alive ? aligned(seen_by(first + r), kLanes) : Range{block.end, block.end};
-    for (int64_t j = block.begin; j < keys.begin; j += kLanes) put(r, j, Vec{});
-    for (int64_t j = keys.begin; j < keys.end; j += kLanes) put(r, j, load(s + j) * per_s - load(t + j) * per_t);
-    for (int64_t j = keys.end; j < block.end; j += kLanes) put(r, j, Vec{});
-  }
-
-  // Pairs are needed along both sides of the tile: along the rows they lie in the student's, across them in each
-  // second row of the teacher's.
-  void put(int64_t r, int64_t j, Vec x) {
-    if constexpr (Unit::kPer == 1) return store(student_tile.at(r) + j, x);
-    const VecBits bits = bfloat16_bits(x);
-    store_bits((T*)student_tile.at(r) + j, bits);
-    float* pair = teacher_tile.at(r - r % 2) + j;
-    store(pair, (Vec)(r % 2 ? (VecBits)load(pair) | bits << 16 : bits));
+    for (int64_t j = block.begin; j < block.end; j += kLanes) {
+      const bool inside = j >= keys.begin && j < keys.end;
+      const Vec gradient = inside ? load(s + j) * per_s - load(t + j) * per_t : Vec{};
+      put<Unit>(student_tile.at(r), j, gradient);
+      if (Unit::kPer == 2) put_across<Unit>(teacher_tile, r, j, gradient);
+    }
   }
 
   void multiply(int64_t head, int64_t first, int64_t count) {
-    const Packed grad = student_tile, across = Unit::kPer == 1 ? grad : Packed{teacher_tile.data, 2 * teacher_tile.row};
-    const Packed right_queries = along_rows<Unit>(student_queries, count, student.dim, paired_queries);
+    turn<Unit>(student_queries, count, student.dim, paired_queries, turned_queries);
+    const Packed rows = across<Unit>(Unit::kPer == 1 ? student_tile : teacher_tile, count, block.end);
+    for (int64_t j = block.begin; j < block.end; j += kPanel)
+      product<Unit>(student.dim, turned_queries, {rows.data + j, rows.row}, units<Unit>(count),
+                    {grad_keys.data + j, grad_keys.row}, true);
     const int64_t begin = units<Unit>(block.begin), depth = units<Unit>(block.end) - begin;
-    for (int64_t c = 0; c < student.dim; c += kPanel) {
-      product<Unit>(count, {grad.data + begin, grad.row, 1}, {right_keys.at(begin) + c, right_keys.row}, depth,
-                    {grad_queries.data + c, grad_queries.row}, false);
-      product<Unit>(std::min(block.end, task.keys) - block.begin, {across.data + block.begin, 1, across.row},
-                    {right_queries.data + c, right_queries.row}, units<Unit>(count),
-                    {grad_keys.at(block.begin) + c, grad_keys.row}, true);
-    }
+    for (int64_t c = 0; c < student.dim; c += kPanel)
+      product<Unit>(count, {student_tile.data + begin, student_tile.row}, {right_keys.at(begin) + c, right_keys.row},
+                    depth, {grad_queries.data + c, grad_queries.row}, false);
     for (int64_t i = 0; i < count; ++i)
-      put_row<T>(task.grad_query, batch, head, first + i, grad_queries.at(i), student.dim);
+      put_row(row_of<T>(task.grad_query, batch, head, first + i), grad_queries.at(i), student.dim);
   }
 
   const AttentionKlDivTask& task;
@@ -236,7 +217,8 @@ class KeyHead {
   const int64_t rows;
   float* memory;
   float *present, *student_panels, *teacher_panels;
-  Packed student_keys, teacher_keys, paired_keys, right_keys, student_queries, teacher_queries, paired_queries;
+  Packed student_keys, teacher_keys, paired_keys, right_keys, student_queries, teacher_queries, paired_queries,
+      turned_queries;
   Packed grad_keys, grad_queries, student_tile, teacher_tile, member_tile;
   int64_t batch = 0;
   Range existing{}, block{};  // keys of the batch element and of the block of queries
@@ -258,6 +240,10 @@ static void attention_kl_div(const AttentionKlDivTask& task, int64_t begin, int6
       return key_heads<float, Singles>(task, begin, end, scratch);
     case Dtype::bfloat16:
 #if defined(FASTKD_AVX512)
+      if (has_bfloat16_tiles()) {
+        const TileScope tiles;
+        return key_heads<BFloat16, Tiles>(task, begin, end, scratch);
+      }
       if (has_bfloat16_pairs()) return key_heads<BFloat16, Pairs>(task, begin, end, scratch);
 #endif
       return key_heads<BFloat16, Singles>(task, begin, end, scratch);

@@ -2,8 +2,6 @@
 // goes over whole vectors, so a row is -inf between the ends of what its query sees and those of the vectors.
 namespace {
 
-constexpr float kLowest = -1e30f;
-
 struct Range {
   int64_t begin, end;
 };
@@ -26,9 +24,6 @@ inline Range operator&(Range a, Range b) {
 inline Range aligned(Range r, int64_t step) {
   return r.begin == r.end ? r : Range{r.begin / step * step, (r.end + step - 1) / step * step};
 }
-
-inline Vec sum_of(Vec a, Vec b) { return a + b; }
-inline Vec max_of(Vec a, Vec b) { return max(a, b); }
 
 // Scale, bias and -inf where there is no key to see; returns the maximum of each lane. ``present`` is 0 for a key that
 // exists, else -inf.

@@ -1,6 +1,12 @@
 // Chooses at run time which of the compiled instruction sets this CPU can run.
 #pragma once
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 
@@ -39,6 +45,25 @@ inline bool has_bfloat16_pairs() {
     const char* wanted = std::getenv("FASTKD_CPU_TARGET");
     return target() == Target::avx512 && __builtin_cpu_supports("avx512bf16") &&
            !(wanted && std::strcmp(wanted, "avx512-no-bf16") == 0);
+  }();
+  return has;
+#else
+  return false;
+#endif
+}
+
+// Products of whole tiles of such pairs (Intel AMX), which Linux grants a process that asks; FASTKD_CPU_TARGET=
+// avx512-no-amx does without.
+inline bool has_bfloat16_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  static const bool has = [] {
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of arch_prctl
+    constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    const char* wanted = std::getenv("FASTKD_CPU_TARGET");
+    return has_bfloat16_pairs() && !(wanted && std::strcmp(wanted, "avx512-no-amx") == 0) &&
+           __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && edx & kBfloat16 && edx & kTiles &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   }();
   return has;
 #else

@@ -11,12 +11,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from fastkd.ops.attention import attention, has_kernel
+
 TAPS = "_fastkd_taps"
 """Where the attention function finds, on the module that calls it, all ``Taps`` to hand its operands to."""
 _PREFIX = "fastkd_"
+_HAS_TILES = bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
-def train_by_own_attention(model: nn.Module) -> None:
+def use_own_attention(model: nn.Module) -> None:
     """Lets whatever in ``model`` calls its attention through transformers' ``sdpa`` call :func:`sdpa`."""
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     for part in parts:
@@ -47,19 +50,47 @@ def own_attention(model: PreTrainedModel) -> None:
 def sdpa(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> Any:
-    """transformers' ``sdpa``; in float32 where a CPU is to take its gradients in half precision.
+    """transformers' ``sdpa`` in half precision on a CPU, by the kernels or in float32 where that is faster.
 
+    With tiles of bfloat16 (AMX) fastkd's own kernels are, and elsewhere float32 is where gradients are to be taken:
     torch's fused attention has no fast bfloat16 backward on a CPU, as ``benchmarks/training_attention.py`` shows. With
     dropout torch takes another path, which is left alone.
     """
     half = query.dtype in (torch.bfloat16, torch.float16)
-    if query.device.type != "cpu" or not half or not query.requires_grad or kwargs.get("dropout"):
+    if query.device.type != "cpu" or not half or kwargs.get("dropout"):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    output = _by_kernel(module, query, key, value, attention_mask, **kwargs)
+    if output is not None:
+        return output, None
+    if not query.requires_grad:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = attention_mask.float()
     with torch.autocast("cpu", enabled=False):
         output, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
     return output.to(query.dtype), None
+
+
+def _by_kernel(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> Tensor | None:
+    """What fastkd's kernels give, where they are the faster ones and take all that is asked for."""
+    asked = [name for name in ("position_bias", "cache", "softcap") if others.get(name) is not None]
+    if not _HAS_TILES or query.dtype != torch.bfloat16 or asked:
+        return None
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = query.shape[2] > 1 and mask is None and causal
+    if not has_kernel(query, key, value, mask, causal):
+        return None
+    return attention(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling, causal)
 
 
 def _tapped(attention: Any) -> Any:

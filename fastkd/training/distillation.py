@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from fastkd.data.encode import MultiTaskDataset
 from fastkd.training.adoption import accepted_inputs, adopt
+from fastkd.training.attention import use_own_attention
 from fastkd.training.classifiers import task_loss
 from fastkd.training.loss_parts import Place
 from fastkd.training.parts_trainer import PartsTrainer
@@ -116,7 +117,11 @@ class DistillationTrainer(PartsTrainer, MultiTaskTrainer):
 
 
 def place_teachers(trainer: StepMeanTrainer, teachers: Iterable[nn.Module]) -> None:
-    """On the trainer's device, or sharded where its student is."""
+    """On the trainer's device, or sharded where its student is; on a CPU with the attention that students have."""
+    teachers = list(teachers)
+    if trainer.args.device.type == "cpu":
+        for model in teachers:
+            use_own_attention(model)
     if not trainer.is_fsdp_enabled:
         for model in teachers:
             model.to(trainer.args.device)

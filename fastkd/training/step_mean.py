@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from fastkd.ops.kl_div import divided
-from fastkd.training.attention import train_by_own_attention
+from fastkd.training.attention import use_own_attention
 
 SAMPLING_STRATEGIES = ("random", "group_by_length")
 
@@ -35,7 +35,7 @@ class StepMeanTrainer(Trainer):
         _check_arguments(args, kwargs)
         args.remove_unused_columns = False
         if model is not None and args.device.type == "cpu":
-            train_by_own_attention(model)
+            use_own_attention(model)
         super().__init__(model, args, *rest, **kwargs)
         self.model_accepts_loss_kwargs = False  # or Trainer would count labels, which may be no items
 
