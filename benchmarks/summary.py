@@ -12,7 +12,7 @@ from benchmarks.results import Row
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "figures.md")
-BLOCK = re.compile(r"(<!-- (?:(older|all) )?benchmarks: .*?-->\n).*?(<!-- end of benchmarks -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (?:(other|all) )?benchmarks: .*?-->\n).*?(<!-- end of benchmarks -->)", re.DOTALL)
 STEPS = re.compile(r"(<!-- steps: .*?-->\n).*?(<!-- end of steps -->)", re.DOTALL)
 ANSWERS = re.compile(r"(<!-- answers of (\w+): .*?-->\n).*?(<!-- end of answers -->)", re.DOTALL)
 HEADER = (
@@ -93,10 +93,14 @@ def tables(machines: Results, brief: bool = False) -> str:
     return "\n" + "\n".join(parts) + "\n"
 
 
-def by_age(machines: Results, older: bool) -> Results:
-    """The machine that was measured last, or the ``older`` others."""
-    latest = max(machines, key=lambda name: max(row["date"] for rows in machines[name].values() for row in rows))
-    return {name: ops for name, ops in machines.items() if (name != latest) == older}
+def shown(machines: Results, other: bool) -> Results:
+    """The machine on which most ops were measured, of equals the one measured last; or the ``other`` ones."""
+
+    def rank(name: str) -> tuple[int, str]:
+        return len(machines[name]), max(row["date"] for rows in machines[name].values() for row in rows)
+
+    first = max(machines, key=rank)
+    return {name: ops for name, ops in machines.items() if (name != first) == other}
 
 
 def answer_tables(machines: Results, page: str) -> str:
@@ -143,7 +147,7 @@ def _step_line(problem: results.Problem) -> tuple[str, ...]:
 
 
 def _tables_of_kind(machines: Results, kind: str | None) -> str:
-    return tables(by_age(machines, older=kind == "older"), brief=kind is None)
+    return tables(shown(machines, other=kind == "other"), brief=kind is None)
 
 
 def rewritten(text: str, found: Kinds) -> str:

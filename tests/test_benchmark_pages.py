@@ -101,11 +101,13 @@ def test_the_pages_say_what_the_results_say():
         assert summary.rewritten(page, summary.read_all()) == page
 
 
-def test_the_machine_measured_last_is_told_from_the_others():
+def test_the_machine_with_most_ops_and_of_equals_the_one_measured_last_is_told_from_the_others():
     dates = {"a": "2026-01", "b": "2026-03", "c": "2026-02"}
-    dated = {name: {"kl_div": [{"date": date}]} for name, date in dates.items()}
-    assert list(summary.by_age(dated, older=False)) == ["b"]
-    assert list(summary.by_age(dated, older=True)) == ["a", "c"]
+    found = {name: {"kl_div": [{"date": date}]} for name, date in dates.items()}
+    assert list(summary.shown(found, other=False)) == ["b"]
+    assert list(summary.shown(found, other=True)) == ["a", "c"]
+    found["c"]["mse"] = [{"date": "2026-01"}]
+    assert list(summary.shown(found, other=False)) == ["c"]
 
 
 def test_the_summary_has_a_line_for_each_problem_and_leaves_out_what_was_not_measured(rows, tmp_path):
