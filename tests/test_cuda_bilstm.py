@@ -14,6 +14,7 @@ REGISTERS = 65536
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
 def test_nothing_spills_and_a_block_fits(capability):
     found = resources(capability)
@@ -39,6 +40,7 @@ def test_each_hidden_size_has_a_variant_that_fits_each_gpu():
 
 
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which(CXX) is None, reason="needs Linux and a C++ compiler")
+@pytest.mark.slow
 def test_kernel_on_an_emulated_gpu(tmp_path):
     done = subprocess.run([compile_emulated("lstm", tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -25,6 +25,7 @@ def test_every_size_equals_the_recurrence_in_double(native, target):
     assert done.stdout == f"{target}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_sanitizers_find_nothing(sanitizer, tmp_path):
     flags = ["-O1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]

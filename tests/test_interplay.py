@@ -15,11 +15,15 @@ from fastkd import ops
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 SLOW = () if HAS_GPU else ("attention_kl_div", "attention_kl_div by row")
 """What Triton's interpreter has no time for."""
-every_op = pytest.mark.parametrize(
-    ("backend", "name"),
-    [*product(["cpu"], samples.LOSSES), *product(["triton"], (name for name in samples.LOSSES if name not in SLOW))],
-    indirect=["backend"],
-)
+
+
+def every_op_with(*marks_of_triton):
+    triton = [pytest.param("triton", name, marks=marks_of_triton) for name in samples.LOSSES if name not in SLOW]
+    cases = [*product(["cpu"], samples.LOSSES), *triton]
+    return pytest.mark.parametrize(("backend", "name"), cases, indirect=["backend"])
+
+
+every_op = every_op_with()
 
 
 @pytest.fixture
@@ -100,7 +104,7 @@ def test_a_normalizer_of_0_gives_0(name, dtype):
     assert not any(result.any() for result in results)
 
 
-@every_op
+@every_op_with(pytest.mark.slow)  # in the interpreter, of an op that the compiler sees as it sees the CPU's
 def test_compiles_into_one_graph_once_for_all_batch_sizes(device, name):
     student = samples.Student(name, device)
     torch.compiler.reset()

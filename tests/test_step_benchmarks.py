@@ -12,7 +12,7 @@ from benchmarks.registry import STEP, Case, Provider
     ("module", "method"),
     [
         *((train_step, method) for method in ("mixkd", "kd", "mkd", "mkd-cached")),
-        (makd_step, makd_step.ALL),
+        pytest.param(makd_step, makd_step.ALL, marks=pytest.mark.slow),
         (makd_step, makd_step.LOSSES),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
