@@ -85,6 +85,17 @@ def test_the_kernels_answer_where_they_are_the_faster_path(by_kernels, monkeypat
     assert len(calls) == (taken and by_kernels)
 
 
+def test_autocast_means_rotated_queries_and_keys_too(by_kernels, monkeypatch):
+    calls = []
+    monkeypatch.setattr(attention, "attention", lambda *a: calls.append(a) or ops.attention.attention(*a))
+    query, key, value = operands(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted, _ = sdpa(Encoder(), query, key, value, None)
+        output, _ = sdpa(Encoder(), query.float(), key.float(), value, None)
+    assert torch.equal(output, wanted)
+    assert len(calls) == 2 * by_kernels
+
+
 def test_a_softcap_is_refused_as_transformers_does(by_kernels):
     with pytest.raises(ValueError, match="softcap"):
         result(sdpa, torch.bfloat16, "none", softcap=3.0)
@@ -108,7 +119,7 @@ def test_gradients_of_half_precision_are_taken_in_float32(monkeypatch, dtype, le
 
     monkeypatch.setattr(attention, "sdpa_attention_forward", spy)
     tensors = [x.detach().requires_grad_(learns) for x in operands(dtype)]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         output, _ = sdpa(torch.nn.Module(), *tensors, mask("float").to(dtype), is_causal=False, dropout=dropout)
     assert seen == [({inside}, inside != torch.float32)]
     assert output.dtype == dtype

@@ -56,6 +56,9 @@ def sdpa(
     torch's fused attention has no fast bfloat16 backward on a CPU, as ``benchmarks/training_attention.py`` shows. With
     dropout torch takes another path, which is left alone.
     """
+    if query.device.type == "cpu" and query.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
+        # Rotated queries and keys are float32; torch's own function casts them, too.
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
     half = query.dtype in (torch.bfloat16, torch.float16)
     if query.device.type != "cpu" or not half or kwargs.get("dropout"):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
