@@ -14,7 +14,7 @@ MUTANTS = {
     "masks are of the first query": (HEAD, " + query * task.mask_query", ""),
     "a query that sees nothing takes all": (HEAD, "select(none, Vec{}, 1.0f / total)", "1.0f / total"),
     "the mean is left in the gradient": (HEAD, "(load(of_map + j) - mean)", "load(of_map + j)"),
-    "maps are not made to sum to one": (HEAD, "load(row + j) * by", "load(row + j)"),
+    "the sum of a map is taken for one": (HEAD, "fold_lanes(sum, sum_of) * by", "fold_lanes(sum, sum_of)"),
     "scores of an earlier block are left": (HEAD, "for (; j < width; j += kLanes) put<Unit>(row, j, Vec{});", ""),
     "heads read the wrong keys": (HEAD, "head = key_head * group;", "head = key_head;"),
     "a block overwrites the keys' gradient": (
