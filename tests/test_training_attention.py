@@ -96,6 +96,15 @@ def test_autocast_means_rotated_queries_and_keys_too(by_kernels, monkeypatch):
     assert len(calls) == 2 * by_kernels
 
 
+def test_a_lowered_instruction_set_means_the_path_without_tiles(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    for target, has in ((None, True), ("avx512", True), ("avx512-no-amx", False), ("avx2", False)):
+        monkeypatch.delenv("FASTKD_CPU_TARGET", raising=False)
+        if target is not None:
+            monkeypatch.setenv("FASTKD_CPU_TARGET", target)
+        assert attention._has_tiles() == has
+
+
 def test_a_softcap_is_refused_as_transformers_does(by_kernels):
     with pytest.raises(ValueError, match="softcap"):
         result(sdpa, torch.bfloat16, "none", softcap=3.0)

@@ -52,8 +52,8 @@ inline bool has_bfloat16_pairs() {
 #endif
 }
 
-// Products of whole tiles of such pairs (Intel AMX), which Linux grants a process that asks; FASTKD_CPU_TARGET=
-// avx512-no-amx does without.
+// Products of whole tiles of such pairs (Intel AMX), which Linux grants a process that asks;
+// FASTKD_CPU_TARGET=avx512-no-amx does without.
 inline bool has_bfloat16_tiles() {
 #if defined(__x86_64__) && defined(__linux__)
   static const bool has = [] {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -11,12 +12,20 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from fastkd.cpu_target import VARIABLE
 from fastkd.ops.attention import attention, has_kernel
 
 TAPS = "_fastkd_taps"
 """Where the attention function finds, on the module that calls it, all ``Taps`` to hand its operands to."""
 _PREFIX = "fastkd_"
-_HAS_TILES = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def _has_tiles() -> bool:
+    """Whether the kernels multiply tiles of bfloat16 on this CPU, and may."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16")) and os.environ.get(VARIABLE, "avx512") == "avx512"
+
+
+_HAS_TILES = _has_tiles()
 
 
 def use_own_attention(model: nn.Module) -> None:
