@@ -189,7 +189,7 @@ def test_evaluation_covers_every_set(initial, data, tmp_path):
 
 def test_training_learns_both_tasks(initial, data, tmp_path):
     trainer = trainer_for(
-        initial, tmp_path, *data, num_train_epochs=30, learning_rate=1e-2, per_device_train_batch_size=8,
+        initial, tmp_path, *data, num_train_epochs=12, learning_rate=1e-2, per_device_train_batch_size=8,
         eval_strategy="epoch", metric_for_best_model="eval_average",
     )  # fmt: skip
     trainer.train()
