@@ -46,16 +46,22 @@ def test_a_run_ends_with_a_table_and_a_student_of_the_teachers_layers(folder, tm
     assert not (tmp_path / "teacher_logits").exists()  # they could not answer for mixtures
 
 
-@pytest.mark.parametrize("option", [["--mix-stage", "sum"], ["--beta-alpha", "5"]])
-def test_options_reach_the_training(folder, tmp_path, option):
+@pytest.mark.parametrize(
+    ("option", "least", "most"),
+    [
+        (["--mix-stage", "sum"], 0, 1e-5),  # the BiLSTM has no table of types, and the teacher's rounding differs
+        (["--beta-alpha", "5"], 1e-3, 1),
+    ],
+)
+def test_options_reach_the_training(folder, tmp_path, option, least, most):
     models = []
     for number, options in enumerate(([], option)):
         output = tmp_path / str(number)
         settings = ["--student", "bilstm", "--no-baseline", "--alpha-kd", "0.5", "--n-mix", "2", "--lambda-per-batch"]
         assert distil(folder, output, *settings, *options) == 0
         models.append(AutoModelForSequenceClassification.from_pretrained(output / "student").state_dict())
-    same = all(torch.equal(models[0][name], models[1][name]) for name in models[0])
-    assert same == (option == ["--mix-stage", "sum"])  # the BiLSTM has no table of types
+    difference = max((models[0][name] - models[1][name]).abs().max() for name in models[0])
+    assert least <= difference <= most
 
 
 def test_a_loss_that_breaks_ends_the_command_with_one_line(folder, tmp_path, monkeypatch, capsys):
