@@ -309,7 +309,7 @@ def test_values_of_another_dtype_than_the_student(backend):
 def test_rows_whose_first_columns_do_not_exist(backend, divergence):
     """Every lane of the running maximum begins at nothing, and later meets logits below 0."""
     student, _, ids, values = some_rows(vocabulary=1100, rows=2)
-    student = student - 88.7
+    student = student / 100 - 88.7  # e^88.7 is 2^128, for which a float32 has infinity
     student[:, :600] = -INF
     ids = ids % 400 + 650
     ids += torch.arange(4) * 3
