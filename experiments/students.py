@@ -60,13 +60,18 @@ class Group:
         cost = self.student_cost * (len(seeds) + (rates if rates > 1 else 0))
         if self.finetuned is not None:
             rows = len(self.material.train.labelled())
-            cost += finetune.DEFAULTS["num_train_epochs"] * rows * (len(seeds) + len(finetune.LEARNING_RATES))
+            cost += self.finetuning_epochs * rows * (len(seeds) + len(finetune.LEARNING_RATES))
         return cost
 
     @property
     def student_cost(self) -> float:
         epochs: float = self.experiment.training["num_train_epochs"]
         return epochs * len(self.material.train)
+
+    @property
+    def finetuning_epochs(self) -> int:
+        """Half as many as those of the students that are fine-tuned, rounded up."""
+        return math.ceil(self.experiment.training["num_train_epochs"] / 2)
 
     def train(self, scale: float, add: Add) -> None:
         """Trains what of the group is not finished yet, and writes its scores.
@@ -147,7 +152,8 @@ def _finetuned(group: Group, arm: str, task: str, scale: float, add: Add) -> lis
     material = group.material
     rows = MultiTaskDataset({task: material.train.datasets[task].remove_columns(COLUMN)}).labelled()
     validation = {task: material.validation[task]}
-    once = scale * finetune.DEFAULTS["num_train_epochs"] * len(rows)
+    epochs = group.finetuning_epochs
+    once = scale * epochs * len(rows)
 
     def train(rate: float, seed: int) -> Trained:
         student = group.experiment.student_folder(arm, seed)
@@ -157,12 +163,11 @@ def _finetuned(group: Group, arm: str, task: str, scale: float, add: Add) -> lis
 
             def compute() -> Trained:
                 start, model = time.monotonic(), student / "model"
-                found = finetune.train_candidate(
-                    model, task, _collator(model), rows, validation, {"seed": seed}, rate, step
-                )
+                found = finetune.train_candidate(model, task, _collator(model), rows, validation, own, rate, step)
                 return origin | facts(start, {task: found.score}, rate)
 
-            settings = {"task": task, "learning_rate": rate, "seed": seed, **finetune.DEFAULTS}
+            own = {"seed": seed, "num_train_epochs": epochs}
+            settings = {**finetune.DEFAULTS, **own, "task": task, "learning_rate": rate}
             return finished_or(student / f"fine-tuned-{task}" / f"lr-{rate:g}", settings, compute)
 
     _, students = tuned(train, finetune.LEARNING_RATES, group.experiment.seeds)

@@ -144,12 +144,14 @@ def _epochs(group):
 
 
 def test_mkd_on_augmented_rows(folder, tmp_path, trained):
-    options = ["--tasks", "sst2", "--learning-rates", "1e-3", "--seeds", "1", "--augment", "3"]
+    options = ["--tasks", "sst2", "--learning-rates", "1e-3", "--seeds", "1", "--augment", "3", "--epochs", "3"]
     assert run("mkd", folder, tmp_path, *options, "--rows", "augmented") == 0
     assert run("mkd", folder, tmp_path, *options, "--rows", "augmented fine-tuned") == 0
     assert trained == [("augmented", "lr 0.001", 1), ("fine-tuned-sst2", 1e-4, 1)]
     record = json.loads((tmp_path / "bilstm/groups/augmented/lr-0.001/seed-1/result.json").read_text())
     assert record["configuration"]["augment"] == 3
+    finetuned = tmp_path / "bilstm/groups/augmented/lr-0.001/seed-1/fine-tuned-sst2/lr-0.0001/result.json"
+    assert json.loads(finetuned.read_text())["configuration"]["num_train_epochs"] == 2
     assert run("mkd", folder, tmp_path, *options, "--rows", "augmented") == 0
     rows = [score.row for score in read(tmp_path / "bilstm" / "scores.csv")]
     assert rows == [MAJORITY, "teacher", "augmented", "augmented fine-tuned"]
