@@ -25,7 +25,7 @@ Call = Callable[[], tuple[Tensor, ...]]
 
 
 class WrongResult(AssertionError):
-    """A provider disagrees with the reference: its speed means nothing, so nothing is reported."""
+    """fastkd disagrees with the reference, or an answer does: its speed means nothing, so nothing is reported."""
 
 
 def bind(provider: Provider, case: Case, inputs: dict[str, Tensor], direction: str) -> Call:
@@ -60,8 +60,10 @@ def _in_float64(tensor: Tensor) -> Tensor:
     return wide.requires_grad_(tensor.requires_grad)
 
 
-def check(benchmark: Benchmark, case: Case, inputs: dict[str, Tensor], direction: str, calls: dict[str, Call]) -> None:
-    """Raise ``WrongResult`` unless every call is as right as plain torch in the dtype of the case.
+def faults(
+    benchmark: Benchmark, case: Case, inputs: dict[str, Tensor], direction: str, calls: dict[str, Call]
+) -> dict[str, str]:
+    """By name, what is wrong with each call that is not as right as plain torch in the dtype of the case.
 
     The truth is plain torch in float64; the tolerance is that of the tests.
     """
@@ -70,13 +72,17 @@ def check(benchmark: Benchmark, case: Case, inputs: dict[str, Tensor], direction
     truth = tuple(t.detach() for t in bind(eager, case, wide, direction)())
     del wide
     plain = tuple(p.detach() for p in bind(eager, case, inputs, direction)())
-    for name, call in calls.items():
-        for index, (result, *known) in enumerate(zip(call(), truth, plain, strict=True)):
-            try:
-                assert_close(result.detach(), *known, VALUE if index == 0 else GRADIENT)
-            except AssertionError as error:
-                what = "the output" if index == 0 else f"gradient {index}"
-                raise WrongResult(f"{name} is wrong for {case} ({direction}): {what}: {error}") from error
+    found = {name: _fault(call(), truth, plain) for name, call in calls.items()}
+    return {name: f"{name} is wrong for {case} ({direction}): {fault}" for name, fault in found.items() if fault}
+
+
+def _fault(results: tuple[Tensor, ...], truth: tuple[Tensor, ...], plain: tuple[Tensor, ...]) -> str | None:
+    for index, (result, *known) in enumerate(zip(results, truth, plain, strict=True)):
+        try:
+            assert_close(result.detach(), *known, VALUE if index == 0 else GRADIENT)
+        except AssertionError as error:
+            return f"{f'gradient {index}' if index else 'the output'}: {error}"
+    return None
 
 
 def _cpu_seconds(call: Call, repeats: int) -> float:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import makd_step, train_step, training_attention, training_bilstm
-from benchmarks.measure import WrongResult, bind, check
+from benchmarks.measure import bind, faults
 from benchmarks.registry import STEP, Case, Provider
 
 
@@ -21,10 +21,9 @@ def test_a_trainers_step_is_the_method_written_plainly(module, method):
     case = Case(module.BENCHMARK.op, (3, 8), torch.float32, "small", directions=(STEP,), options={"method": method})
     inputs = module.make_inputs(case)
     calls = {"fastkd": bind(module.BENCHMARK["fastkd"], case, inputs, STEP)}
-    check(module.BENCHMARK, case, inputs, STEP, calls)
+    assert not faults(module.BENCHMARK, case, inputs, STEP, calls)
     calls["fastkd"] = lambda: (1.01 * module.trained(**inputs, method=method),)
-    with pytest.raises(WrongResult):
-        check(module.BENCHMARK, case, inputs, STEP, calls)
+    assert "fastkd" in faults(module.BENCHMARK, case, inputs, STEP, calls)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +34,7 @@ def test_a_part_of_a_step_is_torchs_own(module, shape, peers):
     benchmark = module.BENCHMARK
     case = Case(benchmark.op, shape, torch.bfloat16, "small", directions=(STEP,))
     inputs = module.make_inputs(case)
-    check(benchmark, case, inputs, STEP, {name: bind(benchmark[name], case, inputs, STEP) for name in peers})
+    calls = {name: bind(benchmark[name], case, inputs, STEP) for name in peers}
+    assert not faults(benchmark, case, inputs, STEP, calls)
     wrong = bind(Provider("wrong", lambda **tensors: 1.1 * module.own(**tensors)), case, inputs, STEP)
-    with pytest.raises(WrongResult):
-        check(benchmark, case, inputs, STEP, {"wrong": wrong})
+    assert "wrong" in faults(benchmark, case, inputs, STEP, {"wrong": wrong})
