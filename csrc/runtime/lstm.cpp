@@ -21,7 +21,7 @@ constexpr int64_t kSequences = 64;  // at most so many side by side: their gates
 void prepare_int8(Direction& d) {
   constexpr int64_t kCellGate = 2;
   for (int64_t c = 0; c < d.recurrent.columns(); ++c) {
-    const float half = c % kPanel / kGroup == kCellGate ? 1.0f : 0.5f;
+    const float half = c / d.recurrent.group % kGroups == kCellGate ? 1.0f : 0.5f;
     d.recurrent.scale[c] *= half / 127;
     d.input.scale[c] *= half;
     d.input.bias[c] = d.input.bias[c] * half - 128 * d.recurrent.sum[c] * d.recurrent.scale[c];

@@ -33,31 +33,33 @@ uint32_t pair(float lower, float upper) {
 
 struct Place {
   int64_t panel, group, lane;
-  explicit Place(int64_t column) : panel(column / kPanel), group(column % kPanel / kGroup), lane(column % kGroup) {}
+  Place(const Panels& p, int64_t column)
+      : panel(column / p.width()), group(column % p.width() / p.group), lane(column % p.group) {}
 };
 
 void pack_float32(Panels& p, const float* row, int64_t column) {
-  const Place at(column);
-  float* to = p.weights.as<float>() + at.panel * p.inputs * kPanel + at.group * kGroup + at.lane;
-  for (int64_t k = 0; k < p.inputs; ++k) to[k * kPanel] = row[k];
+  const Place at(p, column);
+  float* to = p.weights.as<float>() + at.panel * p.inputs * p.width() + at.group * p.group + at.lane;
+  for (int64_t k = 0; k < p.inputs; ++k) to[k * p.width()] = row[k];
 }
 
 void pack_int8(Panels& p, const int8_t* row, int64_t column) {
-  const Place at(column);
+  const Place at(p, column);
   int64_t sum = 0;
-  int8_t* to = p.weights.as<int8_t>() + at.panel * p.panel_bytes() + (at.group * kGroup + at.lane) * 4;
+  int8_t* to = p.weights.as<int8_t>() + at.panel * p.panel_bytes() + (at.group * p.group + at.lane) * 4;
   for (int64_t k = 0; k < p.inputs; ++k) {
-    to[k / 4 * kPanel * 4 + k % 4] = row[k];
+    to[k / 4 * p.width() * 4 + k % 4] = row[k];
     sum += row[k];
   }
   p.sum[column] = (float)sum;
 }
 
-// Columns c and c + 16 at once, of which either row may be null.
+// A column and that of the next group at once, of which either row may be null.
 void pack_bfloat16(Panels& p, const float* even, const float* odd, int64_t column) {
-  const Place at(column);
-  uint32_t* to = p.weights.as<uint32_t>() + at.panel * p.inputs * (kPanel / 2) + at.group / 2 * kGroup + at.lane;
-  for (int64_t k = 0; k < p.inputs; ++k) to[k * (kPanel / 2)] = pair(even ? even[k] : 0, odd ? odd[k] : 0);
+  const Place at(p, column);
+  const int64_t step = p.width() / 2;
+  uint32_t* to = p.weights.as<uint32_t>() + at.panel * p.inputs * step + at.group / 2 * p.group + at.lane;
+  for (int64_t k = 0; k < p.inputs; ++k) to[k * step] = pair(even ? even[k] : 0, odd ? odd[k] : 0);
 }
 
 }  // namespace
@@ -83,22 +85,23 @@ Panels pack(const Matrix& matrix, const float* bias, Precision precision, int64_
     }
   }
   for (int64_t column = 0; column < p.columns(); ++column) {
-    if (precision == Precision::bfloat16 && column % (2 * kGroup) < kGroup)
-      pack_bfloat16(p, rows[column], rows[column + kGroup], column);
+    if (precision == Precision::bfloat16 && column % (2 * p.group) < p.group)
+      pack_bfloat16(p, rows[column], rows[column + p.group], column);
     if (precision == Precision::float32 && rows[column] != nullptr) pack_float32(p, rows[column], column);
   }
   return p;
 }
 
 Panels pack_linear(const Matrix& matrix, const float* bias, Precision precision) {
-  return pack(matrix, bias, precision, (matrix.outputs + kPanel - 1) / kPanel, [](int64_t o) { return o; });
+  const int64_t width = kGroups * lanes();
+  return pack(matrix, bias, precision, (matrix.outputs + width - 1) / width, [](int64_t o) { return o; });
 }
 
 Panels pack_gates(const Matrix& matrix, const float* bias, Precision precision) {
-  const int64_t hidden = matrix.outputs / kGroups;
-  return pack(matrix, bias, precision, (hidden + kGroup - 1) / kGroup, [hidden](int64_t o) {
+  const int64_t hidden = matrix.outputs / kGroups, group = lanes();
+  return pack(matrix, bias, precision, (hidden + group - 1) / group, [hidden, group](int64_t o) {
     const int64_t gate = o / hidden, unit = o % hidden;
-    return unit / kGroup * kPanel + gate * kGroup + unit % kGroup;
+    return (unit / group * kGroups + gate) * group + unit % group;
   });
 }
 

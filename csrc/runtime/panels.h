@@ -7,20 +7,21 @@
 #include <vector>
 
 #include "runtime/memory.h"
+#include "simd/dispatch.h"
 
 namespace fastkd::runtime {
 
 enum class Precision { float32, bfloat16, int8 };
 
-// A panel holds the weights of 64 columns (outputs), in 4 groups of 16: wide enough for any vector, and an LSTM's four
-// gates of 16 units.
-constexpr int64_t kGroup = 16, kGroups = 4, kPanel = kGroups * kGroup;
+constexpr int64_t kGroups = 4;
 
-// Weights lie input by input, so that a product streams them once:
-//   float32   [panel][input][group][16]
-//   bfloat16  [panel][input][group / 2][16], each of 32 bits: the odd group above the even one
-//   int8      [panel][input / 4][group][16][4], symmetric, with a scale per column
+// A panel holds the weights of four groups of columns (outputs), or of an LSTM's four gates of some units; a group is a
+// vector of this CPU's. They lie input by input, so that a product streams them once:
+//   float32   [panel][input][group][lane]
+//   bfloat16  [panel][input][group / 2][lane], each of 32 bits: the odd group above the even one
+//   int8      [panel][input / 4][group][lane][4], symmetric, with a scale per column
 struct Panels {
+  int64_t group = lanes();  // columns
   Precision precision = Precision::float32;
   int64_t inputs = 0, panels = 0;
   Memory weights;
@@ -28,9 +29,10 @@ struct Panels {
   std::vector<float> scale;  // int8: of the integer products, per column
   std::vector<float> sum;    // int8: of the integer weights, per column: what a zero point of the input has to lose
 
-  int64_t columns() const { return panels * kPanel; }
+  int64_t width() const { return kGroups * group; }  // of a panel, in columns
+  int64_t columns() const { return panels * width(); }
   int64_t depth() const { return precision == Precision::int8 ? (inputs + 3) / 4 : inputs; }  // steps of the inner loop
-  int64_t panel_bytes() const { return depth() * kPanel * (precision == Precision::bfloat16 ? 2 : 4); }
+  int64_t panel_bytes() const { return depth() * width() * (precision == Precision::bfloat16 ? 2 : 4); }
 };
 
 // Weights (outputs, inputs) as a file has them: float, or int8 with a scale per output.
@@ -49,7 +51,7 @@ Panels pack(const Matrix& matrix, const float* bias, Precision precision, int64_
 // Outputs in their order.
 Panels pack_linear(const Matrix& matrix, const float* bias, Precision precision);
 
-// The four gates (i, f, g, o) of hidden units, as torch stacks them, so that a panel has all four of 16 units.
+// The four gates (i, f, g, o) of hidden units, as torch stacks them, so that a panel has all four of its units.
 Panels pack_gates(const Matrix& matrix, const float* bias, Precision precision);
 
 }  // namespace fastkd::runtime

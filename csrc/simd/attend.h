@@ -141,9 +141,9 @@ static void pool(const float* states, int64_t n, int64_t stride, int64_t width, 
 // to (rows, columns of w) = W x + b, from 0 up where `rectify`. memory holds the rows' bytes and scales.
 static void linear(const Panels& w, const float* x, int64_t rows, int64_t stride, bool vnni, bool rectify, float* to,
                    char* memory) {
-  const auto put = [&](int64_t row, int64_t panel, int part, const Vec(&y)[kGroups]) {
+  const auto put = [&](int64_t row, int64_t panel, const Vec(&y)[kGroups]) {
     for (int g = 0; g < kGroups; ++g)
-      store(to + row * w.columns() + panel * kPanel + g * kGroup + part * kLanes, rectify ? max(Vec{}, y[g]) : y[g]);
+      store(to + row * w.columns() + panel * kPanel + g * kLanes, rectify ? max(Vec{}, y[g]) : y[g]);
   };
   if (w.precision != Precision::int8) return multiply<Precision::float32, false>(w, {x, rows, stride, nullptr}, put);
   float* scale = (float*)memory;

@@ -38,6 +38,9 @@ inline Target target() {
   return chosen;
 }
 
+// Floats of its vectors.
+inline int lanes() { return target() == Target::avx512 ? 16 : target() == Target::avx2 ? 8 : 4; }
+
 // Products of bfloat16 pairs in one instruction (AVX512-BF16); FASTKD_CPU_TARGET=avx512-no-bf16 does without.
 inline bool has_bfloat16_pairs() {
 #if defined(__x86_64__)

@@ -15,7 +15,9 @@ inline Vec look_up(const float* values, VecInt index) {
 #if defined(FASTKD_AVX512)
   return (Vec)_mm512_maskz_permutexvar_ps(-1, (__m512i)index, _mm512_load_ps(values));
 #elif defined(FASTKD_AVX2)
-  return (Vec)_mm256_i32gather_ps(values, (__m256i)(index & 15), 4);
+  const __m256 low = _mm256_permutevar8x32_ps(_mm256_load_ps(values), (__m256i)index),
+               high = _mm256_permutevar8x32_ps(_mm256_load_ps(values + 8), (__m256i)index);
+  return (Vec)_mm256_blendv_ps(low, high, (__m256)(index << 28));  // by the index's bit of 8
 #else
   Vec v;
   for (int k = 0; k < kLanes; ++k) v[k] = values[index[k] & 15];
@@ -67,7 +69,7 @@ class Direction {
   Direction(const LstmTask& task, char* memory)
       : task(task),
         layer(*task.layer),
-        units(layer.recurrent.panels * kGroup),
+        units(layer.recurrent.panels * kLanes),
         input_stride(layer.input.depth() * kInputs) {
     const int64_t rows = chunk_rows(task.sequences);
     const auto take = [&](auto*& p, int64_t n) {
@@ -86,7 +88,7 @@ class Direction {
 
   static int64_t chunk_rows(int64_t sequences) { return sequences > kChunk ? sequences : kChunk; }
   static int64_t bytes(const LstmTask& task) {
-    const int64_t units = task.layer->recurrent.panels * kGroup, rows = chunk_rows(task.sequences);
+    const int64_t units = task.layer->recurrent.panels * kLanes, rows = chunk_rows(task.sequences);
     const int64_t inputs = task.layer->input.depth() * kInputs;
     return rows * (4 * units + inputs + 1) * 4 + task.sequences * units * 12 + 6 * 64;
   }
@@ -138,15 +140,14 @@ class Direction {
     }
   }
 
-  // Gates of a chunk lie [panel][row][64]: rows of all panels together would fall into one set of the cache.
+  // Gates of a chunk lie [panel][row][gate][lane]: rows of all panels together would fall into one set of the cache.
   float* gates_at(int64_t panel, int64_t row, int64_t rows) { return gates + (panel * rows + row) * kPanel; }
 
   void project(int64_t rows) {
     multiply<kInteger ? P : Precision::float32, kVnni>(
         layer.input, {input, rows, input_stride, scale},
-        [&](int64_t row, int64_t panel, int part, const Vec(&y)[kGroups]) {
-          float* to = gates_at(panel, row, rows) + part * kLanes;
-          for (int g = 0; g < kGroups; ++g) store(to + g * kGroup, y[g]);
+        [&](int64_t row, int64_t panel, const Vec(&y)[kGroups]) {
+          for (int g = 0; g < kGroups; ++g) store(gates_at(panel, row, rows) + g * kLanes, y[g]);
         });
   }
 
@@ -158,11 +159,11 @@ class Direction {
       // To and fro: the panels that were read last are the ones that a cache still has.
       const int64_t panel = step % 2 == 0 ? done : w.panels - done - at_once;
       for (int64_t first = 0, count; first < n; first += count) {
-        count = tile_rows(n - first);
+        count = tile_rows<P>(n - first);
         if (at_once == 2)
           tile<1, 2>(step, panel, first, row, rows);
         else
-          with_rows(count, [&](auto R) { tile<R, 1>(step, panel, first, row, rows); });
+          with_rows<P>(count, [&](auto R) { tile<R, 1>(step, panel, first, row, rows); });
       }
     }
     std::swap(hidden, next_hidden);
@@ -170,36 +171,23 @@ class Direction {
 
   template <int R, int B>
   void tile(int64_t step, int64_t panel, int64_t first, int64_t row, int64_t rows) {
-    for (int part = 0; part < kParts; ++part) {
-      Tile<P, kVnni, R, B> t{};
-      if constexpr (!kInteger) {
-#pragma GCC unroll 2
-        for (int b = 0; b < B; ++b)
-#pragma GCC unroll 8
-          for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-            for (int g = 0; g < kGroups; ++g)
-              t.sum[b][r][g] = load(gates_at(panel + b, row + first + r, rows) + g * kGroup + part * kLanes);
+    const auto gates_of = [&](int b, int r, int g) {
+      return load(gates_at(panel + b, row + first + r, rows) + g * kLanes);
+    };
+    Tile<P, kVnni, R, B> t(layer.recurrent, panel);
+    if constexpr (!kInteger) each<B, R>([&](int b, int r, int g) { t.sum[b][r][g] = gates_of(b, r, g); });
+    t.add(layer.recurrent, panel, hidden + first * units, units);
+    Vec sums[B][R][kGroups];
+    each<B, R>([&](int b, int r, int g) {
+      if constexpr (kInteger) {
+        const Vec scale = load(layer.recurrent.scale.data() + (panel + b) * kPanel + g * kLanes);
+        sums[b][r][g] = fma(to_vec(t.sum[b][r][g]), scale, gates_of(b, r, g));
+      } else {
+        sums[b][r][g] = t.sum[b][r][g];
       }
-      t.add(layer.recurrent, panel, part, hidden + first * units, units);
-      Vec sums[B][R][kGroups];
-#pragma GCC unroll 2
-      for (int b = 0; b < B; ++b)
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-          for (int g = 0; g < kGroups; ++g) {
-            if constexpr (kInteger)
-              sums[b][r][g] =
-                  fma(to_vec(t.sum[b][r][g]),
-                      load(layer.recurrent.scale.data() + (panel + b) * kPanel + g * kGroup + part * kLanes),
-                      load(gates_at(panel + b, row + first + r, rows) + g * kGroup + part * kLanes));
-            else
-              sums[b][r][g] = t.sum[b][r][g];
-          }
-      for (int b = 0; b < B; ++b)
-        for (int r = 0; r < R; ++r) finish(step, (panel + b) * kGroup + part * kLanes, first + r, sums[b][r]);
-    }
+    });
+    for (int b = 0; b < B; ++b)
+      for (int r = 0; r < R; ++r) finish(step, (panel + b) * kLanes, first + r, sums[b][r]);
   }
 
   void finish(int64_t step, int64_t unit, int64_t sequence, const Vec (&gates)[kGroups]) {

@@ -9,13 +9,13 @@ namespace {
 
 using runtime::Panels;
 
-// to (rows, panels * 64) = from (rows, inputs) times the packed weights
+// to (rows, columns) = from (rows, inputs) times the packed weights
 inline void product(const Panels& weight, const float* from, int64_t rows, float* to) {
   const int64_t columns = weight.columns();
   multiply<Precision::float32, false>(weight, {from, rows, weight.inputs, nullptr},
-                                      [&](int64_t row, int64_t panel, int part, const Vec(&y)[kGroups]) {
-                                        float* at = to + row * columns + panel * kPanel + part * kLanes;
-                                        for (int g = 0; g < kGroups; ++g) store(at + g * kGroup, y[g]);
+                                      [&](int64_t row, int64_t panel, const Vec(&y)[kGroups]) {
+                                        float* at = to + row * columns + panel * kPanel;
+                                        for (int g = 0; g < kGroups; ++g) store(at + g * kLanes, y[g]);
                                       });
 }
 

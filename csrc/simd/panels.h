@@ -4,19 +4,27 @@
 // a row's result does not depend on the rows beside it.
 namespace {
 
-using runtime::kGroup;
 using runtime::kGroups;
-using runtime::kPanel;
 using runtime::Panels;
 using runtime::Precision;
 
-constexpr int kParts = kGroup / kLanes;  // vectors per group
-// R x 4 sums, 4 weights and an input must fit the registers: 32 of them, or the 16 of AVX2.
-#if FASTKD_LANES == 8
-constexpr int kTileRows = 2;
-#else
-constexpr int kTileRows = 6;
-#endif
+constexpr int kPanel = kGroups * kLanes;
+
+// R x 4 sums, the inputs of R rows and a weight must fit the registers: 32 of them, or 16. Bytes take a register more
+// per row where they are multiplied in several instructions.
+template <Precision P>
+constexpr int kTileRows = kRegisters == 32 ? 6 : P == Precision::int8 ? 2 : 3;
+
+// f(panel, row, group) for all of a tile, unrolled.
+template <int B, int R, class F>
+inline __attribute__((always_inline)) void each(F f) {
+#pragma GCC unroll 2
+  for (int b = 0; b < B; ++b)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) f(b, r, g);
+}
 
 inline VecInt load_int(const void* p) {
   VecInt v;
@@ -24,7 +32,9 @@ inline VecInt load_int(const void* p) {
   return v;
 }
 
-// sum += products of the 4 unsigned bytes of x with the 4 signed bytes of w, per lane, exactly.
+inline Vec to_vec(VecInt x) { return __builtin_convertvector(x, Vec); }
+
+// sum += products of the 4 unsigned bytes of x with the 4 signed bytes of w, per lane, exactly; of AVX2 x is less 128.
 template <bool kVnni>
 inline void add_products(VecInt& sum, VecInt x, VecInt w) {
 #if defined(FASTKD_AVX512)
@@ -38,10 +48,9 @@ inline void add_products(VecInt& sum, VecInt x, VecInt w) {
                 even_w = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8);
   sum += (VecInt)_mm512_madd_epi16(odd_x, odd_w) + (VecInt)_mm512_madd_epi16(even_x, even_w);
 #elif defined(FASTKD_AVX2)
-  const __m256i odd_x = _mm256_srli_epi16((__m256i)x, 8), even_x = _mm256_and_si256((__m256i)x, _mm256_set1_epi16(255));
-  const __m256i odd_w = _mm256_srai_epi16((__m256i)w, 8),
-                even_w = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8);
-  sum += (VecInt)_mm256_madd_epi16(odd_x, odd_w) + (VecInt)_mm256_madd_epi16(even_x, even_w);
+  // The sign goes to the weight: two products of 128 by 127 at most are a 16-bit number.
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)x), _mm256_sign_epi8((__m256i)w, (__m256i)x));
+  sum += (VecInt)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
   for (int byte = 0; byte < 4; ++byte) sum += ((x >> (8 * byte)) & 255) * ((w << (24 - 8 * byte)) >> 24);
 #endif
@@ -54,41 +63,54 @@ struct Tile {
   using Input = std::conditional_t<kInteger, uint8_t, float>;
   Sum sum[B][R][kGroups];
 
-  // Adds the products of panels `panel`... of w; x has R rows, stride inputs apart.
-  inline __attribute__((always_inline)) void add(const Panels& w, int64_t panel, int part, const Input* x,
-                                                 int64_t stride) {
+  // Of panels `panel`... of w.
+  inline __attribute__((always_inline)) Tile(const Panels& w, int64_t panel) {
+    each<B, R>([&](int b, int r, int g) {
+      sum[b][r][g] = Sum{};
+#if defined(FASTKD_AVX2)
+      if constexpr (kInteger)
+        sum[b][r][g] = __builtin_convertvector(128.0f * load(w.sum.data() + (panel + b) * kPanel + g * kLanes), VecInt);
+#endif
+    });
+  }
+
+  // Adds the products with x, of R rows, stride inputs apart.
+  inline __attribute__((always_inline)) void add(const Panels& w, int64_t panel, const Input* x, int64_t stride) {
     const int64_t depth = w.depth(), bytes = w.panel_bytes();
-    const char* at = w.weights.as() + panel * bytes + part * kLanes * 4;
+    const char* at = w.weights.as() + panel * bytes;
     constexpr int64_t kStep = (P == Precision::bfloat16 ? 2 : 4) * kPanel;  // bytes per step
     for (int64_t k = 0; k < depth; ++k, at += kStep) {
-#pragma GCC unroll 2
-      for (int b = 0; b < B; ++b) {
-        Sum weights[kGroups];
-        read(at + b * bytes, weights);
+      Sum input[R];
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          const Sum input = broadcast(x + r * stride, k);
+      for (int r = 0; r < R; ++r) input[r] = broadcast(x + r * stride, k);
+#pragma GCC unroll 2
+      for (int b = 0; b < B; ++b)
 #pragma GCC unroll 4
-          for (int g = 0; g < kGroups; ++g) {
+        for (int g = 0; g < kGroups; ++g) {
+          const Sum weight = read(at + b * bytes, g);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) {
             if constexpr (kInteger)
-              add_products<kVnni>(sum[b][r][g], input, weights[g]);
+              add_products<kVnni>(sum[b][r][g], input[r], weight);
             else
-              sum[b][r][g] = fma(input, weights[g], sum[b][r][g]);
+              sum[b][r][g] = fma(input[r], weight, sum[b][r][g]);
           }
         }
-      }
     }
   }
 
-  static inline void read(const char* at, Sum (&weights)[kGroups]) {
+  // The weights of a group in a step.
+  static inline Sum read(const char* at, int g) {
+    constexpr int kBytes = 4 * kLanes;
     if constexpr (P == Precision::bfloat16) {
-      for (int pair = 0; pair < 2; ++pair) {
-        const VecInt both = load_int(at + pair * kGroup * 4);
-        weights[2 * pair] = as_float(both << 16);
-        weights[2 * pair + 1] = as_float(both);  // with the other's bits below: the packing knows
-      }
+      at += g / 2 * kBytes;
+      if (g % 2 == 0) return as_float(load_int(at) << 16);
+      if constexpr (kRegisters == 16) __asm__("" : "+r"(at));  // read again: to keep it would take a register more
+      return as_float(load_int(at));                           // with the other's bits below: the packing knows
     } else {
-      for (int g = 0; g < kGroups; ++g) std::memcpy(&weights[g], at + g * kGroup * 4, sizeof(Sum));
+      Sum weight;
+      std::memcpy(&weight, at + g * kBytes, sizeof weight);
+      return weight;
     }
   }
 
@@ -96,6 +118,9 @@ struct Tile {
     if constexpr (kInteger) {
       int32_t four;
       std::memcpy(&four, x + 4 * k, 4);
+#if defined(FASTKD_AVX2)
+      four ^= 0x80808080;
+#endif
       return VecInt{} + four;
     } else {
       return splat(x[k]);
@@ -103,18 +128,18 @@ struct Tile {
   }
 };
 
-inline Vec to_vec(VecInt x) { return __builtin_convertvector(x, Vec); }
-
 // Rows per tile when so many are left: never a lone row after full tiles.
+template <Precision P>
 inline int64_t tile_rows(int64_t left) {
-  return left <= kTileRows ? left : left < 2 * kTileRows ? (left + 1) / 2 : kTileRows;
+  constexpr int64_t most = kTileRows<P>;
+  return left <= most ? left : left < 2 * most ? (left + 1) / 2 : most;
 }
 
 // f(integral constant R) for a run-time count of 1 to kTileRows.
-template <class F, int R = kTileRows>
+template <Precision P, int R = kTileRows<P>, class F>
 inline void with_rows(int64_t rows, F f) {
   if (rows == R) return f(std::integral_constant<int, R>{});
-  if constexpr (R > 1) with_rows<F, R - 1>(rows, f);
+  if constexpr (R > 1) with_rows<P, R - 1>(rows, f);
 }
 
 // A single row takes two panels at once: four sums alone would wait for one another.
@@ -127,43 +152,36 @@ struct Rows {
   const float* scale;
 };
 
-// y = W x + b for every row: put(row, panel, part, y of the four groups).
+// y = W x + b for every row: put(row, panel, y of the four groups).
 template <Precision P, bool kVnni, class F>
 void multiply(const Panels& w, const Rows& x, F put) {
   for (int64_t panel = 0, at_once; panel < w.panels; panel += at_once) {
     at_once = panels_at_once(x.count, w.panels - panel);
     for (int64_t row = 0, n; row < x.count; row += n) {
-      n = tile_rows(x.count - row);
+      n = tile_rows<P>(x.count - row);
       const auto run = [&](auto rows, auto panels) {
         constexpr int R = rows, B = panels;
-        for (int part = 0; part < kParts; ++part) {
-          using T = Tile<P, kVnni, R, B>;
-          T tile{};
-          tile.add(w, panel, part, (const typename T::Input*)x.data + row * x.stride, x.stride);
-#pragma GCC unroll 2
-          for (int b = 0; b < B; ++b)
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
-              Vec y[kGroups];
-#pragma GCC unroll 4
-              for (int g = 0; g < kGroups; ++g) {
-                const int64_t column = (panel + b) * kPanel + g * kGroup + part * kLanes;
-                const Vec bias = load(w.bias.data() + column);
-                if constexpr (P == Precision::int8) {
-                  const Vec scale = load(w.scale.data() + column) * x.scale[row + r];
-                  y[g] = fma(to_vec(tile.sum[b][r][g]) - 128.0f * load(w.sum.data() + column), scale, bias);
-                } else {
-                  y[g] = tile.sum[b][r][g] + bias;
-                }
-              }
-              put(row + r, panel + b, part, y);
-            }
-        }
+        using T = Tile<P, kVnni, R, B>;
+        T tile(w, panel);
+        tile.add(w, panel, (const typename T::Input*)x.data + row * x.stride, x.stride);
+        Vec y[B][R][kGroups];
+        each<B, R>([&](int b, int r, int g) {
+          const int64_t column = (panel + b) * kPanel + g * kLanes;
+          const Vec bias = load(w.bias.data() + column);
+          if constexpr (P == Precision::int8) {
+            const Vec scale = load(w.scale.data() + column) * x.scale[row + r];
+            y[b][r][g] = fma(to_vec(tile.sum[b][r][g]) - 128.0f * load(w.sum.data() + column), scale, bias);
+          } else {
+            y[b][r][g] = tile.sum[b][r][g] + bias;
+          }
+        });
+        for (int b = 0; b < B; ++b)
+          for (int r = 0; r < R; ++r) put(row + r, panel + b, y[b][r]);
       };
       if (at_once == 2)
         run(std::integral_constant<int, 1>{}, std::integral_constant<int, 2>{});
       else
-        with_rows(n, [&](auto rows) { run(rows, std::integral_constant<int, 1>{}); });
+        with_rows<P>(n, [&](auto rows) { run(rows, std::integral_constant<int, 1>{}); });
     }
   }
 }
@@ -173,6 +191,15 @@ inline void store_bytes(uint8_t* to, VecInt bits, int64_t n) {
 #if defined(FASTKD_AVX512)
   _mm512_mask_cvtepi32_storeu_epi8(to, n >= kLanes ? 0xffff : (1u << n) - 1, (__m512i)bits);
 #else
+#if defined(FASTKD_AVX2)
+  if (n >= kLanes) {
+    const __m256i first = _mm256_shuffle_epi8((__m256i)bits, _mm256_set1_epi32(0x0c080400));  // of each half
+    const uint32_t low = _mm256_extract_epi32(first, 0), high = _mm256_extract_epi32(first, 4);
+    std::memcpy(to, &low, 4);
+    std::memcpy(to + 4, &high, 4);
+    return;
+  }
+#endif
   for (int64_t j = 0; j < kLanes && j < n; ++j) to[j] = (uint8_t)bits[j];
 #endif
 }

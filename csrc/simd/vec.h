@@ -8,6 +8,12 @@ typedef int32_t VecInt __attribute__((vector_size(4 * FASTKD_LANES)));
 typedef uint32_t VecBits __attribute__((vector_size(4 * FASTKD_LANES)));
 typedef uint16_t VecHalf __attribute__((vector_size(2 * FASTKD_LANES)));
 
+#if defined(FASTKD_AVX512) || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLog2e = 1.442695041f;
 
