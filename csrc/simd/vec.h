@@ -140,6 +140,8 @@ inline Vec load(const float* p) {
 inline VecBits load_bits(const void* p) {
 #if defined(FASTKD_AVX512)
   return (VecBits)_mm512_maskz_cvtepu16_epi32(-1, _mm256_loadu_si256((const __m256i*)p));
+#elif defined(FASTKD_AVX2)
+  return (VecBits)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));  // GCC makes five instructions of the rest
 #else
   VecHalf h;
   std::memcpy(&h, p, sizeof h);
@@ -147,9 +149,13 @@ inline VecBits load_bits(const void* p) {
 #endif
 }
 
+// The low 16 bits of each lane, of which the others are 0.
 inline void store_bits(void* p, VecBits bits) {
 #if defined(FASTKD_AVX512)
   _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtepi32_epi16(-1, (__m512i)bits));
+#elif defined(FASTKD_AVX2)
+  const __m256i b = (__m256i)bits;
+  _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1)));
 #else
   const VecHalf h = __builtin_convertvector(bits, VecHalf);
   std::memcpy(p, &h, sizeof h);
