@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,13 +40,16 @@ class Kinds(NamedTuple):
 
 
 def read_all(folder: Path = results.RESULTS) -> Kinds:
-    found = Kinds({}, {}, {})
+    """The results kept, the machine of most pages first."""
+    found, pages = Kinds({}, {}, {}), Counter[str]()
     for path in sorted(folder.glob("*.csv")):
         rows = results.read(path)
         kind = _kind(found, rows)
         if kind is not None:
             kind.setdefault(rows[0]["machine"], {})[rows[0]["op"]] = rows
-    return found
+            pages[rows[0]["machine"]] += 1
+    order = [machine for machine, _ in pages.most_common()]
+    return Kinds(*({machine: kind[machine] for machine in order if machine in kind} for kind in found))
 
 
 def _kind(found: Kinds, rows: list[Row]) -> Results | None:

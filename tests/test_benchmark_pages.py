@@ -130,6 +130,13 @@ def test_the_summary_has_a_line_for_each_problem_and_leaves_out_what_was_not_mea
     ]
 
 
+def test_the_machine_of_most_pages_comes_first(rows, tmp_path):
+    for machine, ops in {"a": ["kl_div"], "b": ["kl_div", "mse"]}.items():
+        for op in ops:
+            results.write([row | {"machine": machine, "op": op} for row in rows], tmp_path / f"{op}-{machine}.csv")
+    assert list(summary.read_all(tmp_path).ops) == ["b", "a"]
+
+
 def test_steps_have_a_table_of_their_own(tmp_path):
     case = replace(CASE, op="train_step", shape=(32, 24), options={"method": "mixkd"})
     seconds = {"eager": [1.0], "fastkd": [0.8], "limit:passes": [0.64]}
