@@ -144,11 +144,11 @@ class Direction {
   float* gates_at(int64_t panel, int64_t row, int64_t rows) { return gates + (panel * rows + row) * kPanel; }
 
   void project(int64_t rows) {
-    multiply<kInteger ? P : Precision::float32, kVnni>(
-        layer.input, {input, rows, input_stride, scale},
-        [&](int64_t row, int64_t panel, const Vec(&y)[kGroups]) {
-          for (int g = 0; g < kGroups; ++g) store(gates_at(panel, row, rows) + g * kLanes, y[g]);
-        });
+    multiply<kInteger ? P : Precision::float32, kVnni>(layer.input, {input, rows, input_stride, scale},
+                                                       [&](int64_t row, int64_t panel, const Vec(&y)[kGroups]) {
+                                                         for (int g = 0; g < kGroups; ++g)
+                                                           store(gates_at(panel, row, rows) + g * kLanes, y[g]);
+                                                       });
   }
 
   // One time step of the first n sequences, whose gates begin at `row` of the chunk's `rows`.

@@ -13,7 +13,7 @@ constexpr int kPanel = kGroups * kLanes;
 // R x 4 sums, the inputs of R rows and a weight must fit the registers: 32 of them, or 16. Bytes take a register more
 // per row where they are multiplied in several instructions.
 template <Precision P>
-constexpr int kTileRows = kRegisters == 32 ? 6 : P == Precision::int8 ? 2 : 3;
+constexpr int kTileRows = kRegisters == 32 ? 6 : (P == Precision::int8 ? 2 : 3);
 
 // f(panel, row, group) for all of a tile, unrolled.
 template <int B, int R, class F>
