@@ -18,7 +18,7 @@ namespace {
 
 using torch::stable::Tensor;
 
-constexpr int64_t kLanes = 16;  // of the longest vector there is
+constexpr int64_t kLongestVector = 16;
 
 // Checked sizes of gates (tokens, directions, 4 hidden), weight (directions, 4 hidden, hidden) and lengths.
 struct Layer {
@@ -31,7 +31,7 @@ struct Layer {
       : op(op), tokens(gates.size(0)), directions(weight.size(0)), hidden(weight.size(2)), dtype(dtype_of(gates, op)) {
     STD_TORCH_CHECK(weight.dim() == 3 && weight.size(1) == 4 * hidden && (directions == 1 || directions == 2),
                     "fastkd::", op, ": weight must be (1 or 2 directions, 4 * hidden, hidden)");
-    STD_TORCH_CHECK(hidden % kLanes == 0, "fastkd::", op, ": hidden must be a multiple of 16");
+    STD_TORCH_CHECK(hidden % kLongestVector == 0, "fastkd::", op, ": hidden must be a multiple of 16");
     STD_TORCH_CHECK(gates.dim() == 3 && gates.size(1) == directions && gates.size(2) == 4 * hidden, "fastkd::", op,
                     ": gates must be (tokens, directions, 4 * hidden) to fit weight");
     lengths = lengths_of(torch::stable::contiguous(lengths_in), tokens, op);

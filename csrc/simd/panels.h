@@ -63,7 +63,7 @@ struct Tile {
   using Input = std::conditional_t<kInteger, uint8_t, float>;
   Sum sum[B][R][kGroups];
 
-  // Of panels `panel`... of w.
+  // Nothing added up yet of panels `panel`... of w, but in AVX2 what the bytes of x lack.
   inline __attribute__((always_inline)) Tile(const Panels& w, int64_t panel) {
     each<B, R>([&](int b, int r, int g) {
       sum[b][r][g] = Sum{};
