@@ -19,6 +19,7 @@ from fastkd.training.pretrained import config_with_dropout
 from fastkd.training.teacher import (
     MultiTaskEncoder,
     MultiTaskEncoderConfig,
+    has_fast_bf16,
     load_teacher,
     task_loss,
 )
@@ -215,3 +216,11 @@ def test_a_multi_task_teacher_knows_its_tasks(tmp_path):
     multi_task().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="leave out task and label_names"):
         load_teacher(tmp_path, task="mnli")
+
+
+@pytest.mark.parametrize(("named", "faster"), [(True, True), (True, False), (False, True)])
+def test_trains_in_bfloat16_where_a_cpu_has_products_of_it_and_they_are_faster(monkeypatch, named, faster):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": named})
+    monkeypatch.setattr("fastkd.training.teacher._bf16_products_are_faster", lambda: faster)
+    assert has_fast_bf16() is (named and faster)

@@ -70,7 +70,7 @@ def add_parser(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     add(
         "--bf16",
         action=argparse.BooleanOptionalAction,
-        help="train in bfloat16 (default: where the processor multiplies it natively)",
+        help="train in bfloat16 (default: where that is faster)",
     )
     parser.set_defaults(run=run)
 
