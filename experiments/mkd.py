@@ -22,8 +22,9 @@ from fastkd.methods.students import BiLSTMStudent, Student, TransformerStudent
 from fastkd.methods.teachers import load_teachers
 
 NONE, SINGLE, MULTI, AUGMENTED = "no distillation", "single-task", "multi-task", "augmented"
+MORE = "more texts"
 FINETUNED = {MULTI: "multi-task fine-tuned", AUGMENTED: "augmented fine-tuned"}
-ROWS = (NONE, SINGLE, MULTI, FINETUNED[MULTI], AUGMENTED, FINETUNED[AUGMENTED])
+ROWS = (NONE, SINGLE, MULTI, FINETUNED[MULTI], AUGMENTED, FINETUNED[AUGMENTED], MORE)
 TASKS = ("sst2", "mrpc", "stsb", "rte", "qnli")
 STUDENTS: Mapping[str, Student] = {"bilstm": BiLSTMStudent("small"), "transformer": TransformerStudent(layers=3)}
 LEARNING_RATES = {"bilstm": (2.5e-4, 5e-4, 1e-3), "transformer": (5e-5, 1e-4, 2e-4)}
@@ -47,11 +48,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--tasks", type=several(str), default=[*TASKS], help=f"the columns (default {','.join(TASKS)})")
     add_least_steps(parser, 1000, "single-task students")
     add("--augment", type=positive(int), default=4, help="variants to try per row in the augmented rows (default 4)")
+    about = "rows of a task at most in the row of more texts, which has no use for their labels (default 50000)"
+    add("--more-texts", type=positive(int), default=50_000, help=about)
 
 
 def run(args: argparse.Namespace) -> Table:
     """Trains the teacher and the students, and gives the table that is then written."""
     check_names("--rows", args.rows, ROWS)
+    if MORE in args.rows and args.more_texts <= args.max_train_rows:
+        raise ValueError(f"--more-texts is {args.more_texts}; it must be above --max-train-rows, {args.max_train_rows}")
     for task in args.tasks:
         check_task(task, args.data_dir)
     rows = {"data_dir": args.data_dir, "max_train_rows": args.max_train_rows}
@@ -111,10 +116,13 @@ def groups(table: Table, shared: Experiment, material: Material, args: argparse.
             found.append(group(SINGLE, alone, own, task))
     if {MULTI, FINETUNED[MULTI]} & {*chosen}:
         found.append(group(MULTI, shared, material))
-    if {AUGMENTED, FINETUNED[AUGMENTED]} & {*chosen}:
-        augmented = replace(shared, augment=args.augment, output=str(Path(args.output) / "augmented-rows"))
-        more = prepare(augmented, load_teachers(shared.teacher, shared.tasks))
-        found.append(group(AUGMENTED, augmented, more))
+    unlabelled = {
+        AUGMENTED: replace(shared, augment=args.augment, output=str(Path(args.output) / "augmented-rows")),
+        MORE: replace(shared, max_train_rows=args.more_texts, output=str(Path(args.output) / "more-rows")),
+    }
+    for row, experiment in unlabelled.items():
+        if {row, FINETUNED.get(row)} & {*chosen}:
+            found.append(group(row, experiment, prepare(experiment, load_teachers(shared.teacher, shared.tasks))))
     return found
 
 

@@ -5,7 +5,9 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import bert_config, tokenizer, write_glue
+from torch.testing import assert_close
 from transformers import BertModel
 
 from experiments import makd, students, table
@@ -155,6 +157,19 @@ def test_mkd_on_augmented_rows(folder, tmp_path, trained):
     assert run("mkd", folder, tmp_path, *options, "--rows", "augmented") == 0
     rows = [score.row for score in read(tmp_path / "bilstm" / "scores.csv")]
     assert rows == [MAJORITY, "teacher", "augmented", "augmented fine-tuned"]
+
+
+def test_mkd_on_more_texts_than_the_teacher_learned_from(folder, tmp_path, trained, capsys):
+    options = ["--tasks", "sst2", "--learning-rates", "1e-3", "--seeds", "1", "--max-train-rows", "8", "--rows"]
+    options += ["multi-task,more texts", "--more-texts"]
+    assert run("mkd", folder, tmp_path, *options, "8") == 1
+    assert "--more-texts is 8; it must be above --max-train-rows, 8" in capsys.readouterr().err
+    assert run("mkd", folder, tmp_path, *options, "12") == 0
+    assert trained == [("multi-task", "lr 0.001", 1), ("more-texts", "lr 0.001", 1)]
+    caches = [load_file(tmp_path / rows / "teacher_logits/sst2.safetensors") for rows in ("rows", "more-rows")]
+    known, more = (next(iter(cache.values())) for cache in caches)
+    assert (len(known), len(more)) == (8, 12)
+    assert_close(more[:8], known)
 
 
 def test_mixkd(folder, tmp_path, trained, capsys):
