@@ -67,7 +67,7 @@ double byte_rate(double seconds) {
 #define DOT_PRODUCT "vpdpbusd %2, %1, %0"
 #else
   typedef __m256i Bytes;
-#define DOT_PRODUCT "{vex} vpdpbusd %2, %1, %0"
+#define DOT_PRODUCT "%{vex%} vpdpbusd %2, %1, %0"
 #endif
   const double rate = calls_per_second(seconds, [] {
     Bytes sum[kChains] = {}, a = {}, b = {};

@@ -3,7 +3,7 @@
 import os
 
 VARIABLE = "FASTKD_CPU_TARGET"
-TARGETS = ("baseline", "avx2", "avx512-no-vnni", "avx512-no-bf16", "avx512-no-amx", "avx512")
+TARGETS = ("baseline", "avx2-no-vnni", "avx2", "avx512-no-vnni", "avx512-no-bf16", "avx512-no-amx", "avx512")
 
 
 def check_cpu_target() -> None:

@@ -1,4 +1,4 @@
-"""The engine's products of floats, as the compiler makes them: no sum and no weight goes through memory."""
+"""The engine's products of floats, and of bytes by VNNI, as compiled: no sum and no weight goes through memory."""
 
 import platform
 import re
@@ -13,6 +13,7 @@ LEAST = 8
 """Products in a step of the smallest tile."""
 MOST = {"avx2": 3, "avx512": 6}
 """Rows of the largest tile."""
+PRODUCT = {"floats": "vfmadd", "bytes": "{vex} vpdpbusd|vpdpbusd"}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def innermost_loops(assembly: str, namespace: str) -> Iterator[list[str]]:
     ours, since = False, {}
     body: list[str] = []
     for line in assembly.splitlines():
-        if label := re.match(r"(\.?\w+):", line):
+        if label := re.match(r"([\w.]+):", line):
             if not label[1].startswith("."):
                 ours = f"{len(namespace)}{namespace}" in label[1]
             since[label[1]] = len(body)
@@ -45,11 +46,12 @@ def innermost_loops(assembly: str, namespace: str) -> Iterator[list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", PRODUCT)
 @pytest.mark.parametrize("target", MOST)
-def test_products_of_floats_stay_in_registers(assembly, target):
+def test_products_stay_in_registers(assembly, target, kind):
     products = {}
     for loop in innermost_loops(assembly, target):
-        count = sum(instruction.startswith("vfmadd") for instruction in loop)
+        count = sum(re.match(PRODUCT[kind], instruction) is not None for instruction in loop)
         if count >= LEAST:
             products[count] = [*products.get(count, []), *(i for i in loop if re.search(r"\(%rsp", i))]
     assert max(products) == 4 * MOST[target], f"loops of {sorted(products)} products"

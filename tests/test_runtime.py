@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_int8_keeps_the_words_that_any_activation_would_keep():
     assert (np.abs(rows).max(1) == [127, 127, 0, 127, 127]).all()
 
 
-@pytest.mark.parametrize("target", ["baseline", "avx2", "avx512-no-vnni"])
+@pytest.mark.parametrize("target", ["baseline", "avx2-no-vnni", "avx2", "avx512-no-vnni"])
 def test_every_instruction_set_agrees(tmp_path, target):
     model = save_student(tmp_path / "model")
     for precision in ERROR:
@@ -168,6 +169,16 @@ def test_every_instruction_set_agrees(tmp_path, target):
         here = load(tmp_path / precision).logits(PAIRS, task="a")
         # int8 differs where the last bit of a hidden state decides how it rounds.
         np.testing.assert_allclose(there, here, rtol=0, atol=1e-3 if precision == "int8" else 1e-6)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="nothing here tells what the CPU can do")
+def test_vnni_is_taken_where_the_cpu_has_it():
+    script = "import fastkd._runtime; print(fastkd._runtime.cpu())"
+    flags = Path("/proc/cpuinfo").read_text().split()
+    if "avx2" not in flags:
+        pytest.skip("this CPU has no AVX2")
+    assert python("-c", script, FASTKD_CPU_TARGET="avx2") == ("AVX2 VNNI\n" if "avx_vnni" in flags else "AVX2\n")
+    assert python("-c", script, FASTKD_CPU_TARGET="avx2-no-vnni") == "AVX2\n"
 
 
 def test_sixteen_threads_may_ask_one_model():

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "runtime/cpu.h"
 #include "runtime/tanh.h"
 #include "simd/dispatch.h"
 

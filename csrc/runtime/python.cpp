@@ -4,7 +4,6 @@
 
 #include <memory>
 
-#include "runtime/cpu.h"
 #include "runtime/python_arguments.h"
 #include "simd/dispatch.h"
 
@@ -152,6 +151,6 @@ PYBIND11_MODULE(_runtime, m) {
     using fastkd::Target;
     const Target t = fastkd::target();
     const std::string name = t == Target::avx512 ? "AVX512" : t == Target::avx2 ? "AVX2" : "baseline";
-    return t == Target::avx512 && fastkd::runtime::has_vnni() ? name + " VNNI" : name;
+    return fastkd::has_vnni() ? name + " VNNI" : name;
   });
 }

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "runtime/cpu.h"
 #include "simd/dispatch.h"
 
 #define FASTKD_SOURCE "simd/attend.h"

@@ -150,8 +150,7 @@ static void linear(const Panels& w, const float* x, int64_t rows, int64_t stride
   uint8_t* bytes = (uint8_t*)(scale + rows);
   const int64_t inputs = w.depth() * 4;
   for (int64_t r = 0; r < rows; ++r) scale[r] = quantize(x + r * stride, w.inputs, bytes + r * inputs);
-#if defined(FASTKD_AVX512)
-  if (vnni) return multiply<Precision::int8, true>(w, {bytes, rows, inputs, scale}, put);
-#endif
+  if constexpr (kCanVnni)
+    if (vnni) return multiply<Precision::int8, true>(w, {bytes, rows, inputs, scale}, put);
   multiply<Precision::int8, false>(w, {bytes, rows, inputs, scale}, put);
 }

@@ -153,17 +153,18 @@ class Direction {
 
   // One time step of the first n sequences, whose gates begin at `row` of the chunk's `rows`.
   void advance(int64_t step, int64_t n, int64_t row, int64_t rows) {
+    constexpr int kMost = kTileRows<P, kVnni>;
     const Panels& w = layer.recurrent;
     for (int64_t done = 0, at_once; done < w.panels; done += at_once) {
       at_once = panels_at_once(n, w.panels - done);
       // To and fro: the panels that were read last are the ones that a cache still has.
       const int64_t panel = step % 2 == 0 ? done : w.panels - done - at_once;
       for (int64_t first = 0, count; first < n; first += count) {
-        count = tile_rows<P>(n - first);
+        count = tile_rows<kMost>(n - first);
         if (at_once == 2)
           tile<1, 2>(step, panel, first, row, rows);
         else
-          with_rows<P>(count, [&](auto R) { tile<R, 1>(step, panel, first, row, rows); });
+          with_rows<kMost>(count, [&](auto R) { tile<R, 1>(step, panel, first, row, rows); });
       }
     }
     std::swap(hidden, next_hidden);
@@ -223,9 +224,8 @@ static int64_t lstm(const LstmTask& task, bool vnni, char* memory) {
     case Precision::bfloat16:
       return run_direction<Precision::bfloat16, false>(task, memory);
     case Precision::int8:
-#if defined(FASTKD_AVX512)
-      if (vnni) return run_direction<Precision::int8, true>(task, memory);
-#endif
+      if constexpr (kCanVnni)
+        if (vnni) return run_direction<Precision::int8, true>(task, memory);
       return run_direction<Precision::int8, false>(task, memory);
   }
   return 0;

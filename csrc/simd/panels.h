@@ -10,10 +10,23 @@ using runtime::Precision;
 
 constexpr int kPanel = kGroups * kLanes;
 
-// R x 4 sums, the inputs of R rows and a weight must fit the registers: 32 of them, or 16. Bytes take a register more
-// per row where they are multiplied in several instructions.
-template <Precision P>
-constexpr int kTileRows = kRegisters == 32 ? 6 : (P == Precision::int8 ? 2 : 3);
+// Whether there is a variant with products of bytes in one instruction.
+#if defined(FASTKD_AVX512)
+constexpr bool kCanVnni = true;
+#elif defined(FASTKD_AVX2)
+constexpr bool kCanVnni = kAssemblesAvxVnni;
+#else
+constexpr bool kCanVnni = false;
+#endif
+
+// Whether bytes are multiplied less 128, with a sign, which is so in AVX2: such sums begin with what they will lack.
+template <Precision P, bool kVnni>
+constexpr bool kSigned = P == Precision::int8 && kLanes == 8 && !kVnni;
+
+// R x 4 sums, the inputs of R rows and a weight must fit the registers: 32 of them, or 16. Signed bytes take a register
+// more per row.
+template <Precision P, bool kVnni>
+constexpr int kTileRows = kRegisters == 32 ? 6 : (kSigned<P, kVnni> ? 2 : 3);
 
 // f(panel, row, group) for all of a tile, unrolled.
 template <int B, int R, class F>
@@ -34,7 +47,8 @@ inline VecInt load_int(const void* p) {
 
 inline Vec to_vec(VecInt x) { return __builtin_convertvector(x, Vec); }
 
-// sum += products of the 4 unsigned bytes of x with the 4 signed bytes of w, per lane, exactly; of AVX2 x is less 128.
+// sum += products of the 4 unsigned bytes of x, or signed ones (kSigned), with the 4 signed bytes of w, per lane,
+// exactly.
 template <bool kVnni>
 inline void add_products(VecInt& sum, VecInt x, VecInt w) {
 #if defined(FASTKD_AVX512)
@@ -48,6 +62,12 @@ inline void add_products(VecInt& sum, VecInt x, VecInt w) {
                 even_w = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8);
   sum += (VecInt)_mm512_madd_epi16(odd_x, odd_w) + (VecInt)_mm512_madd_epi16(even_x, even_w);
 #elif defined(FASTKD_AVX2)
+  if constexpr (kVnni) {
+    VecInt more = sum;  // a register's own: GCC 12 else keeps some tiles' sums in memory
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(more) : "x"(x), "x"(w));
+    sum = more;
+    return;
+  }
   // The sign goes to the weight: two products of 128 by 127 at most are a 16-bit number.
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)x), _mm256_sign_epi8((__m256i)w, (__m256i)x));
   sum += (VecInt)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
@@ -63,14 +83,12 @@ struct Tile {
   using Input = std::conditional_t<kInteger, uint8_t, float>;
   Sum sum[B][R][kGroups];
 
-  // Nothing added up yet of panels `panel`... of w, but in AVX2 what the bytes of x lack.
+  // Nothing added up yet of panels `panel`... of w, but what signed bytes of x lack.
   inline __attribute__((always_inline)) Tile(const Panels& w, int64_t panel) {
     each<B, R>([&](int b, int r, int g) {
       sum[b][r][g] = Sum{};
-#if defined(FASTKD_AVX2)
-      if constexpr (kInteger)
+      if constexpr (kSigned<P, kVnni>)
         sum[b][r][g] = __builtin_convertvector(128.0f * load(w.sum.data() + (panel + b) * kPanel + g * kLanes), VecInt);
-#endif
     });
   }
 
@@ -118,9 +136,7 @@ struct Tile {
     if constexpr (kInteger) {
       int32_t four;
       std::memcpy(&four, x + 4 * k, 4);
-#if defined(FASTKD_AVX2)
-      four ^= 0x80808080;
-#endif
+      if constexpr (kSigned<P, kVnni>) four ^= 0x80808080;
       return VecInt{} + four;
     } else {
       return splat(x[k]);
@@ -128,18 +144,17 @@ struct Tile {
   }
 };
 
-// Rows per tile when so many are left: never a lone row after full tiles.
-template <Precision P>
+// Rows per tile of at most so many when so many are left: never a lone row after full tiles.
+template <int kMost>
 inline int64_t tile_rows(int64_t left) {
-  constexpr int64_t most = kTileRows<P>;
-  return left <= most ? left : left < 2 * most ? (left + 1) / 2 : most;
+  return left <= kMost ? left : left < 2 * kMost ? (left + 1) / 2 : kMost;
 }
 
-// f(integral constant R) for a run-time count of 1 to kTileRows.
-template <Precision P, int R = kTileRows<P>, class F>
+// f(integral constant R) for a run-time count of 1 to kMost.
+template <int kMost, class F>
 inline void with_rows(int64_t rows, F f) {
-  if (rows == R) return f(std::integral_constant<int, R>{});
-  if constexpr (R > 1) with_rows<P, R - 1>(rows, f);
+  if (rows == kMost) return f(std::integral_constant<int, kMost>{});
+  if constexpr (kMost > 1) with_rows<kMost - 1>(rows, f);
 }
 
 // A single row takes two panels at once: four sums alone would wait for one another.
@@ -155,10 +170,11 @@ struct Rows {
 // y = W x + b for every row: put(row, panel, y of the four groups).
 template <Precision P, bool kVnni, class F>
 void multiply(const Panels& w, const Rows& x, F put) {
+  constexpr int kMost = kTileRows<P, kVnni>;
   for (int64_t panel = 0, at_once; panel < w.panels; panel += at_once) {
     at_once = panels_at_once(x.count, w.panels - panel);
     for (int64_t row = 0, n; row < x.count; row += n) {
-      n = tile_rows<P>(x.count - row);
+      n = tile_rows<kMost>(x.count - row);
       const auto run = [&](auto rows, auto panels) {
         constexpr int R = rows, B = panels;
         using T = Tile<P, kVnni, R, B>;
@@ -181,7 +197,7 @@ void multiply(const Panels& w, const Rows& x, F put) {
       if (at_once == 2)
         run(std::integral_constant<int, 1>{}, std::integral_constant<int, 2>{});
       else
-        with_rows<P>(n, [&](auto rows) { run(rows, std::integral_constant<int, 1>{}); });
+        with_rows<kMost>(n, [&](auto rows) { run(rows, std::integral_constant<int, 1>{}); });
     }
   }
 }
