@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from runtime_samples import save_student
 from subprocesses import ROOT
-from test_runtime import save_student
 from tiny import bert_config
 
 from fastkd.cli import main

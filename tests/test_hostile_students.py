@@ -4,8 +4,8 @@ import json
 import sys
 
 import pytest
+from runtime_samples import save_student
 from subprocesses import python
-from test_runtime import save_student
 
 from fastkd.students.export import export_student
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
-from test_runtime import PAIRS, SIZES, TEXTS, WORDS, ask_torch, make_sentences, make_student, save_student
+from runtime_samples import PAIRS, SIZES, TEXTS, WORDS, ask_torch, make_sentences, make_student, save_student
 
 from fastkd.cli import main
 from fastkd.runtime import load

@@ -11,8 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from runtime_samples import save_student
 from subprocesses import ROOT
-from test_runtime import save_student
 
 from fastkd.students.export import export_student
 
