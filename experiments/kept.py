@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
-import numpy as np
-
 from experiments.scores import MAJORITY, TEACHER, Score
-from fastkd.data.metrics import main_score, task_metrics
-from fastkd.data.task import UNLABELLED
+from fastkd.data.metrics import majority_score
 from fastkd.methods.experiment import Material
 from fastkd.training.report import aligned
 
 
 def majority_scores(material: Material) -> dict[str, float]:
     """By task, the validation score of the training rows' most frequent class; 0 of a regression."""
-    found = {}
-    for name, task in material.train.tasks.items():
-        if task.is_regression:
-            found[name] = 0.0  # a correlation with one and the same answer
-            continue
-        labels = np.asarray(material.validation[name].datasets[name]["labels"])
-        seen = Counter(label for label in material.train.datasets[name]["labels"] if label != UNLABELLED)
-        answers = np.zeros((len(labels), task.num_labels))
-        answers[:, seen.most_common(1)[0][0]] = 1
-        found[name] = main_score(task, task_metrics(task, answers, labels))
-    return found
+    train, validation = material.train, material.validation
+    return {
+        name: majority_score(task, train.datasets[name]["labels"], validation[name].datasets[name]["labels"])
+        for name, task in train.tasks.items()
+    }
 
 
 def kept_table(scores: Sequence[Score], parts: Mapping[str, Collection[str]]) -> str:

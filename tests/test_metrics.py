@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fastkd.data.glue import GLUE
-from fastkd.data.metrics import main_score, task_metrics
+from fastkd.data.metrics import main_score, majority_score, task_metrics
+from fastkd.data.task import UNLABELLED
 
 # predictions 1 1 1 0 0 0 against 1 1 0 1 0 0: tp 2, fp 1, fn 1, tn 2
 LOGITS = np.array([[0.0, 1], [-1, 3], [2, 5], [1, 0], [4, -4], [0.5, 0.25]])
@@ -77,3 +78,10 @@ def test_bad_input(logits, labels, message):
 def test_a_model_that_has_diverged():
     with pytest.raises(FloatingPointError, match="sst2: logits hold NaN or infinity"):
         task_metrics(GLUE["sst2"], np.full((6, 2), np.nan), LABELS)
+
+
+def test_the_most_frequent_class_is_that_of_the_rows_with_labels():
+    seen = [UNLABELLED] * 5 + [0, 1, 1]
+    assert majority_score(GLUE["sst2"], seen, [1, 0, 0, 0]) == 25.0
+    assert majority_score(GLUE["mrpc"], seen, [1, 0, 0, 0]) == pytest.approx(100 * (0.25 + 0.4) / 2)
+    assert majority_score(GLUE["stsb"], [2.5, 2.5], [2.5, 3.0]) == 0.0

@@ -30,12 +30,13 @@ def command(encoder, glue, output, *more):
     return ["teacher", *options, "--no-bf16", "--tasks", "sst2,stsb", *more]
 
 
-def test_command_trains_saves_and_reports(encoder, glue, tmp_path, capsys):
+def test_command_trains_saves_and_reports(encoder, glue, tmp_path, capsys, caplog):
     output = tmp_path / "runs" / "teacher"
     more = ["--epochs", "25", "--learning-rate", "1e-2", "--batch-size", "8", "--pooling", "mean", "--dropout", "0"]
     assert main(command(encoder, glue, output, *more)) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["sst2", "accuracy", "100.0"] in lines
+    assert "nothing to teach" not in caplog.text
     metrics = json.loads((output / "eval_results.json").read_text())
     assert ["average", f"{metrics['eval_average']:.1f}"] in lines
     assert metrics["eval_stsb_pearson"] > 0.9
@@ -48,6 +49,18 @@ def test_command_trains_saves_and_reports(encoder, glue, tmp_path, capsys):
     assert teacher(**words, task="sst2").logits.argmax(-1).tolist() == [1, 0]
     embeddings = load_file(output / "model.safetensors")["encoder.embeddings.word_embeddings.weight"]
     assert torch.equal(embeddings, teacher.encoder.embeddings.word_embeddings.weight)
+
+
+def test_a_teacher_no_better_than_one_answer_to_all_rows_is_told(encoder, tmp_path, caplog):
+    table = tmp_path / "data" / "reviews"
+    table.mkdir(parents=True)
+    (table / "train.csv").write_text("text,label\nthe good film,good\na great plot,good\nthe bad film,bad\n")
+    (table / "dev.csv").write_text("text,label\na good plot,good\n")  # one answer is right everywhere
+    metrics = train_teacher(
+        encoder, ["reviews"], tmp_path / "teacher", data_dir=str(tmp_path / "data"), num_train_epochs=1, bf16=False
+    )
+    score = f"{100 * metrics['eval_reviews_accuracy']:.1f}"
+    assert f"reviews: the teacher scores {score}, no more than one answer to all rows does (100.0)" in caplog.text
 
 
 def test_sampling_tau_reaches_the_sampler(encoder, glue, tmp_path, monkeypatch, capsys):

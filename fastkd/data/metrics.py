@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from fastkd.data.task import UNLABELLED
 
 if TYPE_CHECKING:
     from fastkd.data.task import Task
@@ -47,6 +50,20 @@ def task_metrics(task: Task, logits: npt.ArrayLike, labels: npt.ArrayLike) -> di
 def main_score(task: Task, metrics: Mapping[str, float]) -> float:
     """The task's score as GLUE reports it: the mean of its metrics, times 100."""
     return 100.0 * sum(metrics[name] for name in task.metrics) / len(task.metrics)
+
+
+def majority_score(task: Task, seen: Iterable[int], labels: npt.ArrayLike) -> float:
+    """``main_score`` on ``labels`` of answering every row with the most frequent class of ``seen``.
+
+    Unlabelled rows of ``seen`` do not count. A regression has 0: so counts a correlation with one and the same answer.
+    """
+    if task.is_regression:
+        return 0.0
+    (most, _), *_ = Counter(label for label in seen if label != UNLABELLED).most_common(1)
+    targets = np.asarray(labels)
+    answers = np.zeros((len(targets), task.num_labels))
+    answers[:, most] = 1
+    return main_score(task, task_metrics(task, answers, targets))
 
 
 def _accuracy(predictions: Array, labels: Array) -> float:

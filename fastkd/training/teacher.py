@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from fastkd.data.encode import MultiTaskCollator, load_encoded
+from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, load_encoded
+from fastkd.data.metrics import main_score, majority_score
 from fastkd.training.classifiers import (
     MultiTaskEncoder,
     MultiTaskEncoderConfig,
@@ -40,6 +42,8 @@ __all__ = [
     "task_loss",
     "train_teacher",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 def load_teacher(
@@ -155,7 +159,19 @@ def train_teacher(
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             (folder / "eval_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        _warn_where_nothing_was_learned(train, validation, metrics)
     return metrics
+
+
+def _warn_where_nothing_was_learned(
+    train: MultiTaskDataset, validation: Mapping[str, MultiTaskDataset], metrics: Mapping[str, float]
+) -> None:
+    for name, task in train.tasks.items():
+        score = main_score(task, {metric: metrics[f"eval_{name}_{metric}"] for metric in task.metrics})
+        least = majority_score(task, train.datasets[name]["labels"], validation[name].datasets[name]["labels"])
+        if score <= least:
+            known = f"{name}: the teacher scores {score:.1f}, no more than one answer to all rows does ({least:.1f})"
+            logger.warning("%s: it has learned nothing to teach; train it longer or on more rows", known)
 
 
 def has_fast_bf16() -> bool:
