@@ -59,7 +59,7 @@ def majority_score(task: Task, seen: Iterable[int], labels: npt.ArrayLike) -> fl
     """
     if task.is_regression:
         return 0.0
-    (most, _), *_ = Counter(label for label in seen if label != UNLABELLED).most_common(1)
+    most = Counter(label for label in seen if label != UNLABELLED).most_common(1)[0][0]
     targets = np.asarray(labels)
     answers = np.zeros((len(targets), task.num_labels))
     answers[:, most] = 1

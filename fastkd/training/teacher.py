@@ -159,11 +159,11 @@ def train_teacher(
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             (folder / "eval_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        _warn_where_nothing_was_learned(train, validation, metrics)
+        _warn_where_nothing_shows(train, validation, metrics)
     return metrics
 
 
-def _warn_where_nothing_was_learned(
+def _warn_where_nothing_shows(
     train: MultiTaskDataset, validation: Mapping[str, MultiTaskDataset], metrics: Mapping[str, float]
 ) -> None:
     for name, task in train.tasks.items():
@@ -171,7 +171,7 @@ def _warn_where_nothing_was_learned(
         least = majority_score(task, train.datasets[name]["labels"], validation[name].datasets[name]["labels"])
         if score <= least:
             known = f"{name}: the teacher scores {score:.1f}, no more than one answer to all rows does ({least:.1f})"
-            logger.warning("%s: it has learned nothing to teach; train it longer or on more rows", known)
+            logger.warning("%s: nothing shows that it has learned the task; train it longer or on more rows", known)
 
 
 def has_fast_bf16() -> bool:
