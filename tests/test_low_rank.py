@@ -9,7 +9,9 @@ from families import BATCH, DECODERS, FAMILIES, SIZES, make
 from subprocesses import python
 from torch import nn
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
@@ -212,13 +214,41 @@ def test_bad_options_are_refused(options, message):
         plan_factorization(make("bert"), **options)
 
 
-def test_a_damaged_folder_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"bert.pooler.dense"', '"bert.pooler.other"', "rank of bert.pooler.other, which BertForSequenceClassification"),
+        ('"bert.', '"other.', "no rank of a matrix that BertForSequenceClassification has"),
+    ],
+)
+def test_a_damaged_folder_is_refused(tmp_path, old, new, message):
     model = make("bert")
     factorize(model, plan_factorization(model, rank=4)).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(path.read_text().replace('"bert.pooler.dense"', '"bert.pooler.other"'))
-    with pytest.raises(AttributeError, match="other"):
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=message):
         BertForSequenceClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "auto"), [("bert", AutoModelForMaskedLM), ("gpt2", AutoModelForCausalLM)])
+def test_other_classes_of_the_same_base_load_a_student(name, auto, tmp_path):
+    """A body without a head, a head of another kind, and a student of these again."""
+    with_head = make(name)
+    body = with_head.base_model
+    plan = plan_factorization(body, rank=3, embedding=True)
+    student = factorize(body, plan)
+    hidden = student(**BATCH).last_hidden_state
+    student.save_pretrained(tmp_path / "body")
+    model = auto.from_pretrained(tmp_path / "body")  # its head shares the factors of the words
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert (head.up, head.down) == (words.up, words.down)
+    model.save_pretrained(tmp_path / "head")
+    for folder in ("body", "head"):
+        again = AutoModel.from_pretrained(tmp_path / folder).eval()
+        torch.testing.assert_close(again(**BATCH).last_hidden_state, hidden)
+    factorize(with_head, plan_factorization(with_head, rank=3, embedding=True)).save_pretrained(tmp_path / "classes")
+    again = AutoModel.from_pretrained(tmp_path / "classes").eval()
+    torch.testing.assert_close(again(**BATCH).last_hidden_state, hidden)
 
 
 def test_a_student_loads_in_a_process_of_its_own(tmp_path):

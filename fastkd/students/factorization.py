@@ -144,12 +144,10 @@ def factorize(model: Model, plan: Plan) -> Model:
     ``Auto*`` classes loads it, once ``fastkd.students`` has been imported.
     """
     student = copy.deepcopy(model)
-    head, words = student.get_output_embeddings(), student.get_input_embeddings()
-    tied = head is not None and head.weight is words.weight
     for name, rank in plan.ranks.items():
         dense = student.get_submodule(name)
         exchange(student, name, factor_class(dense).from_dense(dense, rank))
-    remember_ranks(student, plan.ranks, tied)
+    remember_ranks(student, plan.ranks)
     return student.requires_grad_(True)  # as a copy of a frozen teacher it would not learn
 
 

@@ -26,13 +26,11 @@ class LowRankConfig(QuantizationConfigMixin):
 
     Args:
         ranks: of each factorised module, by name.
-        tied: the head is the transposed word embedding.
     """
 
-    def __init__(self, ranks: Mapping[str, int], tied: bool = False, quant_method: str = METHOD) -> None:
+    def __init__(self, ranks: Mapping[str, int], quant_method: str = METHOD) -> None:
         self.quant_method = quant_method  # type: ignore[assignment]  # an enumeration of those known to transformers
         self.ranks = dict(ranks)
-        self.tied = tied
 
 
 @register_quantizer(METHOD)
@@ -53,15 +51,39 @@ class LowRankLoader(HfQuantizer):
         return True
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        self.quantization_config.ranks = _ranks_in(model, self.quantization_config.ranks)
         for name, rank in self.quantization_config.ranks.items():
             dense = model.get_submodule(name)
             exchange(model, name, factor_class(dense).like(dense, rank))
-        _tie(model, self.quantization_config)
+        _tie(model)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         model.is_quantized = False  # it can be cast, trained and compiled as any other
         return model
+
+
+def _ranks_in(model: PreTrainedModel, ranks: Mapping[str, int]) -> dict[str, int]:
+    """The ranks by the model's own names, which another class with the same base gives another prefix.
+
+    Parts that the class does not have, such as the pooler in a model for masked tokens, are left out, as
+    ``from_pretrained`` leaves out their weights.
+
+    Raises:
+        ValueError: a rank is of a module that the model should have, and has not.
+    """
+    base, modules = f"{model.base_model_prefix}.", dict(model.named_modules())
+    found = {}
+    for name, rank in ranks.items():
+        names = (name, base + name, name.removeprefix(base))
+        own = next((own for own in names if own in modules), None)
+        if own is not None:
+            found[own] = rank
+        elif any(other.rpartition(".")[0] in modules for other in names):
+            raise ValueError(f"the configuration has a rank of {name}, which {type(model).__name__} does not have")
+    if not found:
+        raise ValueError(f"the configuration has no rank of a matrix that {type(model).__name__} has")
+    return found
 
 
 def exchange(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -70,11 +92,11 @@ def exchange(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def remember_ranks(model: Any, ranks: Mapping[str, int], tied: bool) -> None:
+def remember_ranks(model: Any, ranks: Mapping[str, int]) -> None:
     """Makes ``save_pretrained`` store the ranks."""
-    model.config.quantization_config = LowRankConfig(ranks, tied)
+    model.config.quantization_config = LowRankConfig(ranks)
     model.hf_quantizer = LowRankLoader(model.config.quantization_config)
-    _tie(model, model.config.quantization_config)
+    _tie(model)
 
 
 def forget_ranks(model: Any) -> None:
@@ -86,12 +108,13 @@ def forget_ranks(model: Any) -> None:
     model.tie_weights()
 
 
-def _tie(model: Any, config: LowRankConfig) -> None:
+def _tie(model: Any) -> None:
     """A head that shares the word embedding shares its factors."""
     words, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not (config.tied and isinstance(words, LowRankEmbedding)):
-        return
     names = {module: name for name, module in model.named_modules()}
+    tied = head is not None and f"{names[head]}.weight" in model.all_tied_weights_keys
+    if not (tied and isinstance(words, LowRankEmbedding)):
+        return
     shared = LowRankLinear.like(head, words.rank)
     shared.up, shared.down, shared.bias = words.up, words.down, head.bias
     exchange(model, names[head], shared)
