@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> Table:
     )
     train = load_instructions(args.train)
     train = train.shuffle(seed=0).select(range(min(len(train), args.max_train_rows)))
-    tests = {name: load_instructions(path).filter(lambda row: bool(row["references"])) for name, path in files.items()}
+    tests = {name: answered(name, path) for name, path in files.items()}
     read = {"texts": args.texts, "train": args.train, "max_train_rows": args.max_train_rows}
     tokenizer = make_tokenizer(args.texts, train, output / "tokenizer", read)
     speaking = Speaking(
@@ -172,6 +172,14 @@ def make_tokenizer(texts: Sequence[str], train: Dataset, folder: Path, read: Map
     return AutoTokenizer.from_pretrained(folder, model_max_length=SIZES["n_positions"])
 
 
+def answered(name: str, path: str) -> Dataset:
+    """The instructions of a file that have references, with which alone ROUGE-L has anything to compare."""
+    rows = load_instructions(path).filter(lambda row: bool(row["references"]))
+    if not len(rows):
+        raise ValueError(f"--test has {name}={path}, none of whose instructions has a reference; ROUGE-L needs some")
+    return rows
+
+
 def blocks(texts: Sequence[str], tokenizer: Any) -> Dataset:
     """The texts end to end, cut into rows of half the decoder's positions, all tokens of them to be learned."""
     length = SIZES["n_positions"] // 2
@@ -198,10 +206,9 @@ def make_teacher(
             args = arguments(folder / "trainer", learning_rate=1e-3, seed=0, **options)
             trainer = LanguageModelTrainer(model, args, collate, rows, speaking.heldout)
             trainer.train()
-        found = finish(trainer, start, 1e-3, speaking, tokenizer)
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-        return found
+        return finish(trainer, start, 1e-3, speaking, tokenizer)
 
     trained = finished_or(folder, {"sizes": SIZES, **OPTIONS, **sources}, train)
     lines = csv_file.scores_of(TEACHER, 0, {name: name for name in trained["scores"]}, trained)

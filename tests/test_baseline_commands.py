@@ -76,12 +76,31 @@ def test_a_budget_makes_the_word_embedding_thin(folder, tmp_path):
         ({"baseline": "none"}, "baseline must be one of kd, pkd"),
         ({"options": {"heat": 1}}, "options of kd: .*heat"),
         ({"options": {"alpha": 2.0}}, "alpha must be"),
+        ({"options": {"alpha": "high"}}, "alpha must be a number from 0 to 1, got 'high'"),
+        ({"options": {"temperature": "high"}}, "temperature must be a positive number, got 'high'"),
+        ({"baseline": "pkd", "options": {"beta": "high"}}, "beta must be a number of at least 0, got 'high'"),
+        ({"baseline": "minilmv2", "options": {"relation_heads": 2.5}}, "relation_heads must be a whole number"),
+        ({"baseline": "tinybert", "options": {"projection": "x"}}, "projection must be a module, or None"),
         ({"baseline": "tinybert", "switch": 1.0}, "switch must be between 0 and 1, got 1.0"),
     ],
 )
 def test_bad_options_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         BaselineConfig(str(tmp_path), use_cpu=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["pkd", "--options", "layers=last"], 'layers is "last", which leaves out the last layer'),
+        (["minilmv2", "--options", "relation_heads=7"], "relation_heads"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused_before_any_work(folder, tmp_path, options, message, monkeypatch, capsys):
+    monkeypatch.setattr("fastkd.methods.experiment.load_encoded", lambda *a, **k: pytest.fail("data were read"))
+    assert distil(folder, tmp_path / "out", *options, "--layers", "1") == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_stages_are_those_that_the_trainer_has(tmp_path):

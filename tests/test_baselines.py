@@ -99,6 +99,21 @@ def test_pkd():
     close(parts["patience"] * 8, textbrewer.pkd_loss(student.hidden[2], teacher.hidden[5]))  # summed over 8 features
 
 
+@pytest.mark.parametrize("objective", [PKD(alpha=1.0, beta=0.0), TinyBERT(stage="prediction")])
+def test_padding_does_not_change_the_loss_of_spans(objective):
+    """Of spans and tokens the mean is over rows alone: their candidates are no classes."""
+    student, teacher = pair(logits=(3, 2, 5))
+    ends = torch.tensor([[0, 4], [1, 2], [0, 1]])
+    total, _ = objective(student, teacher, ends, None)
+    t = objective.temperature
+    entropy = -(teacher.logits.double().softmax(-1) * teacher.logits.double().log_softmax(-1)).sum(-1).mean()
+    divergence = t * t * kl(teacher.logits / t, student.logits / t).mean()
+    close(total, divergence + entropy if isinstance(objective, TinyBERT) else divergence)
+    for of in (student, teacher):
+        of.logits = F.pad(of.logits, (0, 7), value=-torch.inf)
+    close(objective(student, teacher, ends, None)[0], total)
+
+
 def test_distilbert():
     student, teacher = pair()
     cosine = F.cosine_similarity(student.hidden[-1].double(), teacher.hidden[-1].double(), dim=-1)

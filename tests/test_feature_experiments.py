@@ -89,3 +89,6 @@ def test_a_decoder(tmp_path, monkeypatch, capsys):
     assert "other settings (new_tokens 8 there, 4 here)" in capsys.readouterr().err
     assert main(["makd-decoder", *places, "--test", str(test), *options]) == 1
     assert "it must be name=FILE, as held-out=heldout.jsonl" in capsys.readouterr().err
+    silent = write_lines(tmp_path / "silent.jsonl", {"text": "what?"})
+    assert main(["makd-decoder", *places, "--test", f"vicuna={silent}", *options]) == 1
+    assert f"vicuna={silent}, none of whose instructions has a reference" in capsys.readouterr().err

@@ -205,6 +205,8 @@ def test_energies_are_parts_of_the_squared_norm():
         ({"parameters": 10**9}, "parameters is 1,000,000,000; it must be less than the model's"),
         ({"parameters": 100}, "a budget of 100 parameters cannot be met: rank 1 everywhere leaves"),
         ({"ratio": 0.5, "allocation": "best"}, "allocation must be one of uniform, spectrum, got 'best'"),
+        ({"rank": 3, "allocation": "spectrum"}, "allocation and weights need a budget, parameters or ratio"),
+        ({"rank": 3, "weights": {"*": 2.0}}, "allocation and weights need a budget, parameters or ratio"),
         ({"ratio": 0.5, "weights": {"*.nothing": 1.0}}, r"weights has '\*.nothing', which fits no matrix"),
         ({"ratio": 0.5, "weights": {"*": -1.0}}, r"weights\['\*'\] must be positive and finite, got -1.0"),
     ],
@@ -217,7 +219,11 @@ def test_bad_options_are_refused(options, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"bert.pooler.dense"', '"bert.pooler.other"', "rank of bert.pooler.other, which BertForSequenceClassification"),
+        (
+            '"bert.pooler.dense"',
+            '"bert.pooler.other"',
+            "rank of bert.pooler.other, which BertFor",
+        ),
         ('"bert.', '"other.', "no rank of a matrix that BertForSequenceClassification has"),
     ],
 )

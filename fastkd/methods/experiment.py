@@ -16,10 +16,13 @@ from fastkd.data.encode import MultiTaskCollator, MultiTaskDataset, load_encoded
 from fastkd.data.glue import TASKS
 from fastkd.data.metrics import main_score
 from fastkd.data.task import Task
+from fastkd.methods.baselines.training import BaselineConfig
+from fastkd.methods.makd import MaKDConfig
 from fastkd.methods.publish import publish, report
 from fastkd.methods.registry import get_method
 from fastkd.methods.students import BiLSTMStudent, Student
 from fastkd.methods.teachers import Folders, Teachers, load_teachers
+from fastkd.methods.trial import try_objective
 from fastkd.training.output import check_output, new_folder
 from fastkd.training.parallel import Add, ReportProgress, train_all
 from fastkd.training.pretrained import check_positions
@@ -151,10 +154,15 @@ def _labels(teachers: Teachers) -> dict[str, Sequence[str]]:
 
 
 def prepare(experiment: Experiment, teachers: Teachers) -> Material:
-    """Loads the rows, once it is clear that students of these teachers can be saved, and asks the teachers."""
+    """Loads the rows, once it is clear that students of these teachers can be taught and saved; asks the teachers."""
     labels = _labels(teachers)
     TeacherSignal(teachers.by_task, labels)  # refuses a teacher of other tasks or labels before the data are read
-    size = 4 * experiment.student.make(teachers.first, labels).num_parameters()
+    student = experiment.student.make(teachers.first, labels)
+    for arm in experiment.arms:
+        args: Any = experiment.arguments(arm, seed=0)
+        if isinstance(args, MaKDConfig | BaselineConfig):
+            try_objective(args.objective(), student, teachers.by_task)
+    size = 4 * student.num_parameters()
     students = len(experiment.arms) * len(experiment.seeds)
     check_output(Path(experiment.output) / "the students", needed_bytes=size * (students + 1))
     train, validation = load_encoded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, cast
 
 from torch import Tensor, nn
@@ -46,24 +47,28 @@ class LogitDistance:
         return error * student_logits.shape[-1] if self.sum_over_classes else error
 
 
+def is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_temperature(temperature: float) -> None:
     """Refuses a temperature that is not a positive finite number."""
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be a positive number, got {temperature}")
+    if not (is_number(temperature) and 0 < temperature < float("inf")):
+        raise ValueError(f"temperature must be a positive number, got {temperature!r}")
 
 
 def check_share(**shares: float) -> None:
     """Refuses a share that is not from 0 to 1."""
     for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must be a number from 0 to 1, got {share}")
+        if not (is_number(share) and 0 <= share <= 1):
+            raise ValueError(f"{name} must be a number from 0 to 1, got {share!r}")
 
 
 def check_not_negative(**weights: float) -> None:
     """Refuses a weight that is negative or not finite."""
     for name, weight in weights.items():
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"{name} must be a number of at least 0, got {weight}")
+        if not (is_number(weight) and 0 <= weight < float("inf")):
+            raise ValueError(f"{name} must be a number of at least 0, got {weight!r}")
 
 
 def check_weights(**weights: float) -> None:

@@ -120,6 +120,15 @@ def logit_loss(
     return cast(Tensor, loss)
 
 
+def class_count(logits: Tensor, labels: Tensor) -> int:
+    """What a mean over rows *and classes* divides by beside the rows.
+
+    1 for tokens and spans: their candidates, of a span as many as a batch is wide, are no classes of a task. A choice
+    of this project; the released codes that have such a mean are of texts with one label.
+    """
+    return logits.shape[-1] if labels.dim() == 1 else 1
+
+
 def counted(labels: Tensor) -> Tensor | None:
     """Which rows of the logits count; None for all, as with one label per text."""
     return labels != IGNORED if labels.dim() > 1 else None

@@ -100,11 +100,13 @@ def plan_factorization(
         allocation: ``"uniform"`` gives all matrices one rank; ``"spectrum"`` gives the next rank to the matrix where
             it keeps most of the matrix's squared norm for a parameter. The paper's is not known to us.
         weights: by a pattern of names, as ``"*.attention.*"``: the rank, or the gain, of these is multiplied.
+            ``allocation`` and ``weights`` divide a budget, so they are of no use with ``rank``.
 
     Raises:
         ValueError: not exactly one of ``parameters``, ``ratio`` and ``rank``; a rank at which nothing becomes
-            smaller; a budget that rank 1 exceeds or that the whole model does not fill; a pattern that fits no matrix;
-            a quantised model; ``embedding=True`` where the word embedding does more than to look up rows.
+            smaller, or one beside ``weights`` or ``"spectrum"``; a budget that rank 1 exceeds or that the whole model
+            does not fill; a pattern that fits no matrix; a quantised model; ``embedding=True`` where the word embedding
+            does more than to look up rows.
     """
     if sum(option is not None for option in (parameters, ratio, rank)) != 1:
         raise ValueError("give exactly one of parameters, ratio and rank")
@@ -114,6 +116,8 @@ def plan_factorization(
         raise ValueError("maps is False, and embedding is not True: nothing would be factorised")
     if allocation not in ALLOCATIONS:
         raise ValueError(f"allocation must be one of {', '.join(ALLOCATIONS)}, got {allocation!r}")
+    if rank is not None and (weights or allocation != "uniform"):
+        raise ValueError("rank is of every matrix: allocation and weights need a budget, parameters or ratio")
     linear, table = _linear_maps(model) if maps else {}, _word_embedding(model)
     if embedding and not table:
         kind = type(model.get_input_embeddings()).__name__

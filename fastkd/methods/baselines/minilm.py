@@ -98,8 +98,8 @@ class MiniLMv2(Objective):
         check_not_negative(label_weight=self.label_weight)
         for name in ("relation_heads", "teacher_layer"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
     def terms(self, student: Features, teacher: Features, batch: Batch) -> Terms:
         depth = len(attentions(teacher))

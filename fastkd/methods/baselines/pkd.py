@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastkd.losses import mse
 from fastkd.methods.baselines.layers import Layers, check_layers, layer_pairs, state_pairs
 from fastkd.methods.logits import check_not_negative, check_share, check_temperature
-from fastkd.methods.objective import Batch, Objective, Terms, answer, hidden_states, label_loss, logit_loss
+from fastkd.methods.objective import Batch, Objective, Terms, answer, class_count, hidden_states, label_loss, logit_loss
 from fastkd.training.taps import Features
 
 
@@ -19,7 +19,8 @@ class PKD(Objective):
 
     total = (1 − ``alpha``) · label + ``alpha`` · kd + ``beta`` · patience, reduced as the released code does:
 
-    * *kd*: T² · KL(teacher ‖ student), a mean over rows *and classes*, so that of C classes it is 1/C of ``KD``'s;
+    * *kd*: T² · KL(teacher ‖ student), a mean over rows *and classes*, so that of C classes it is 1/C of ``KD``'s; of
+      tokens and spans over rows, a choice of this project;
     * *patience*: squared error of the first token's states, each divided by its Euclidean norm, a mean over rows, pairs
       of layers and the h features, so 1/h of a squared distance.
 
@@ -55,7 +56,8 @@ class PKD(Objective):
         }
 
     def _divergence(self, student: Features, teacher: Features, labels: Tensor) -> Tensor:
-        return logit_loss(student, teacher, labels, temperature=self.temperature) / answer(student).shape[-1]
+        divergence = logit_loss(student, teacher, labels, temperature=self.temperature)
+        return divergence / class_count(answer(student), labels)
 
     def _patience(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         pairs = layer_pairs(self.layers, len(student) - 1, len(teacher) - 1)

@@ -19,6 +19,7 @@ from fastkd.methods.objective import (
     answer,
     answers,
     attentions,
+    class_count,
     counted,
     hidden_states,
     label_loss,
@@ -40,7 +41,8 @@ class TinyBERT(Objective):
       through ``projection``.
 
     The stage *prediction* has total = kd, the cross-entropy of the logits with the teacher's at a temperature, a mean
-    over rows *and classes* and without T²; of a regression total = label, the squared error to the scores.
+    over rows *and classes* and without T², of tokens and spans over rows; of a regression total = label, the squared
+    error to the scores.
 
     The released code finds what is out of sight by a score of at most −100, so it also takes a true score of that size
     for 0; here only masks decide, a choice of this project.
@@ -66,6 +68,8 @@ class TinyBERT(Objective):
         if self.stage not in STAGES:
             raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
         check_layers(self.layers)
+        if not isinstance(self.projection, nn.Module | None):
+            raise ValueError(f"projection must be a module, or None for models of one width, got {self.projection!r}")
         check_temperature(self.temperature)
 
     @property
@@ -111,7 +115,7 @@ class TinyBERT(Objective):
             *logits, temperature=self.temperature, mask=mask, scale_by_temperature=False, return_stats=True
         )
         divergence, stats = cast(tuple[Tensor, KLDivStats], answered)
-        return (divergence + stats.teacher_entropy) / logits[0].shape[-1]
+        return (divergence + stats.teacher_entropy) / class_count(logits[0], labels)
 
 
 def attention_scores(attention: Attention, mask: Tensor | None) -> Tensor:
