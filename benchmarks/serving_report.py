@@ -23,7 +23,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def summary(rows: Sequence[Row]) -> str:
     """A line for each problem of a page: fastkd and the fastest of all others that compute the same."""
-    peers = ("fastest float32 peer", "fastest int8 peer", "int8 faster than any peer", "float32 faster than its peers")
+    peers = ("fastest float32 peer", "fastest int8 peer", "fastest peer / int8", "fastest float32 peer / float32")
     lines = [("problem", *OWN, *peers, "limit / time, int8")]
     return _table([*lines, *map(_summary, results.problems(_answering(rows)))], text_columns=1)
 

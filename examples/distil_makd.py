@@ -17,7 +17,7 @@ folder, *data_dir = sys.argv[1:] or ["runs/teacher"]
 teacher, tokenizer = load_teacher(folder), AutoTokenizer.from_pretrained(folder)
 tasks = list(teacher.config.tasks)
 data_dir = data_dir[0] if data_dir else None
-train, validation = load_encoded(tasks, tokenizer, max_length=128, data_dir=data_dir)
+train, validation = load_encoded(tasks, tokenizer, max_length=128, data_dir=data_dir, max_train_rows=5000)
 
 plan = plan_factorization(teacher, ratio=0.7)
 print(plan)

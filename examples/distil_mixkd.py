@@ -1,6 +1,6 @@
 """MixKD in Python: three layers of a teacher of `fastkd teacher` also learn its answers to mixtures of examples.
 
-Needs a teacher, for example:
+Needs a teacher of a tenth of the rows, as the student is trained on these too, for example:
   fastkd teacher --model sentence-transformers/all-MiniLM-L6-v2 --tasks sst2 --train-fraction 0.1 --output runs/teacher
 """
 
@@ -18,7 +18,7 @@ folder, *data_dir = sys.argv[1:] or ["runs/teacher"]
 teacher, tokenizer = load_teacher(folder), AutoTokenizer.from_pretrained(folder)
 tasks = list(teacher.config.tasks)
 data_dir = data_dir[0] if data_dir else None
-train, validation = load_encoded(tasks, tokenizer, max_length=128, data_dir=data_dir)
+train, validation = load_encoded(tasks, tokenizer, max_length=128, data_dir=data_dir, train_fraction=0.1)
 
 torch.manual_seed(0)
 layers, pooling = min(3, teacher.config.encoder.num_hidden_layers), teacher.config.pooling

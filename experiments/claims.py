@@ -99,5 +99,6 @@ def verdicts(claims: Sequence[Claim], scores: Sequence[Score]) -> str:
     for claim in claims:
         found = verdict(claim.differences(scores))
         numbers = ["–" if value is None else f"{value:.2f}" for value in (found.mean, found.error, found.p)]
+        numbers[-1] = numbers[-1].replace("0.00", "< 0.01")
         body.append([claim.text, found.words, *numbers, str(found.count)])
     return aligned(header, body)

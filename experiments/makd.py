@@ -54,6 +54,7 @@ TRAINING = {
 CLAIMS: tuple[Claim, ...] = tuple(
     beats(MAKD, row, f"MaKD beats {row} at one number of parameters") for row in (FINE_TUNED, *OTHERS)
 )
+GAINS: tuple[Claim, ...] = tuple(beats(MAKD, f"{MAKD} without {part}", f"MaKD gains by its {part}") for part in PARTS)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> Table:
         folder=Path(args.output) / size,
         rows=(MAJORITY, TEACHER, *ROWS),
         columns=list(dict.fromkeys((*TASKS, *args.tasks))),
-        claims=CLAIMS,
+        claims=(*CLAIMS, *GAINS),
         settings=settings_of(args, args.learning_rates or LEARNING_RATES),
     )
     options = {"num_train_epochs": TEACHER_EPOCHS, "sampling_tau": 0.5, **rows_of(args)}

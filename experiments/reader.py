@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoTokenizer,
@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from experiments import scores as csv_file
 from experiments.makd import CLAIMS, LEARNING_RATES, MAKD, OTHERS, Row, add_size_options
 from experiments.makd import ROWS as ALL_ROWS
 from experiments.options import add_encoder_options, check_names, settings_of
@@ -35,7 +36,7 @@ from fastkd.methods.baselines.training import BaselineConfig
 from fastkd.methods.feature_distillation import SpanDistillationTrainer
 from fastkd.methods.makd import MaKDObjective
 from fastkd.methods.objective import Objective
-from fastkd.students import factorize, plan_factorization, shallow
+from fastkd.students import factorize, fit_embedding, plan_factorization, shallow
 from fastkd.training.parallel import Add, ReportProgress
 from fastkd.training.pretrained import config_with_dropout
 from fastkd.training.runs import finished_or
@@ -100,8 +101,6 @@ def load(data_dir: str | None, tokenizer: Any, held_out: int | None, max_train_r
     splits = load_squad("squad", data_dir)
     train, questions = splits["train"], splits["validation"]
     if held_out is not None:
-        from datasets import concatenate_datasets
-
         more, questions = split_by_title(questions, held_out)
         train = concatenate_datasets([train, more])
     train = train.shuffle(seed=0).select(range(min(len(train), max_train_rows or len(train))))
@@ -110,8 +109,6 @@ def load(data_dir: str | None, tokenizer: Any, held_out: int | None, max_train_r
 
 def make_teacher(model: str, reading: Reading, folder: Path, rows: dict[str, Any], table: Table) -> None:
     """The teacher, fine-tuned unless it is there, and its lines. ``rows`` tells which ``reading`` it is."""
-    from experiments import scores as csv_file
-
     training = {"num_train_epochs": TEACHER_EPOCHS, **TRAINING}
 
     def train() -> Trained:
@@ -159,10 +156,7 @@ def student_of(teacher: PreTrainedModel, row: Row, budget: int, layers: int) -> 
     """A student of at most so many parameters: the teacher's factors, or its first layers and a thin embedding."""
     if row.low_rank:
         return factorize(teacher, plan_factorization(teacher, parameters=budget))
-    student = shallow(teacher, layers)
-    if student.num_parameters() <= budget:
-        return student
-    return factorize(student, plan_factorization(student, parameters=budget, embedding=True, maps=False))
+    return fit_embedding(shallow(teacher, layers), budget)
 
 
 def objective_of(row: Row, args: TrainingArguments) -> Objective:

@@ -158,13 +158,14 @@ import torch.distributed as dist
 from families import BATCH, make
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from fastkd.methods.feature_distillation import map_weights
 from fastkd.methods.makd import MaKDObjective
 from fastkd.students import factorize, plan_factorization
 from fastkd.training.taps import Taps
 
 
-def gradients(name, shard):
-    teacher = make(name)
+def gradients(form, shard):
+    teacher = make("bert")
     student = factorize(teacher, plan_factorization(teacher, rank=6))
     taps = [Taps(model, maps=True) for model in (student, teacher)]
     if shard:
@@ -177,18 +178,20 @@ def gradients(name, shard):
         theirs.logits = teacher(**BATCH).logits
     with taps[0].record() as mine:
         mine.logits = student(**BATCH).logits
-    loss, _ = MaKDObjective()(mine, theirs, torch.tensor([0, 1]), BATCH["attention_mask"])
+    mine.weights, theirs.weights = map_weights(student), map_weights(teacher)
+    loss, _ = MaKDObjective(matrix_form=form)(mine, theirs, torch.tensor([0, 1]), BATCH["attention_mask"])
     loss.backward()
     grads = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
     return {name: grad.full_tensor() if shard else grad for name, grad in grads.items()}
 
 
 dist.init_process_group("gloo")
-alone, sharded = gradients("bert", False), gradients("bert", True)
-assert alone.keys() == sharded.keys()
-for name, grad in alone.items():
-    torch.testing.assert_close(sharded[name], grad, rtol=1e-4, atol=1e-6)
-assert alone["bert.encoder.layer.0.attention.self.query.down"].abs().max() > 1e-5
+for form in ("output", "weight"):
+    alone, sharded = gradients(form, False), gradients(form, True)
+    assert alone.keys() == sharded.keys()
+    for name, grad in alone.items():
+        torch.testing.assert_close(sharded[name], grad, rtol=1e-4, atol=1e-6)
+    assert alone["bert.encoder.layer.0.attention.self.query.down"].abs().max() > 1e-5
 dist.destroy_process_group()
 """
 

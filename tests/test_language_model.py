@@ -49,6 +49,13 @@ def mean_loss(model, rows):
     return sums / count
 
 
+def test_rows_of_more_tokens_than_positions_are_refused(rows, tmp_path):
+    longest = max(rows["length"][:])
+    trainer_for(decoder(positions=longest), tmp_path, rows)
+    with pytest.raises(ValueError, match=f"a row has {longest} tokens, and the gpt2 {longest - 1} positions"):
+        trainer_for(decoder(positions=longest - 1), tmp_path, rows)
+
+
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (2, 4), (3, 3)])
 def test_accumulation_leaves_the_gradient_alone(rows, tmp_path, batch_size, accumulation):
     model, kept = decoder(), Gradients()

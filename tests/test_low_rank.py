@@ -132,6 +132,25 @@ def test_an_embedding_that_does_more_than_look_up_stays_whole():
         plan_factorization(model, rank=3, embedding=True)
 
 
+def test_what_is_left_alone_is_listed():
+    model = make("bert")
+    model.experts = nn.Parameter(torch.zeros(2, 3, 4))
+    model.convolution = nn.Conv1d(3, 4, 2)
+    others = plan_factorization(model, rank=3).others
+    tables = [f"bert.embeddings.{kind}_embeddings" for kind in ("word", "position", "token_type")]
+    assert sorted(others) == sorted([*tables, "classifier", "convolution", "experts"])
+
+
+def test_the_least_budget_that_an_error_names_can_be_met():
+    model = make("bert")
+    with pytest.raises(ValueError, match="rank 1 everywhere leaves") as error:
+        plan_factorization(model, parameters=100)
+    least = int(str(error.value).rpartition(" ")[2].replace(",", ""))
+    assert plan_factorization(model, parameters=least).after == least
+    with pytest.raises(ValueError, match="cannot be met"):
+        plan_factorization(model, parameters=least - 1)
+
+
 @pytest.mark.parametrize("allocation", ["uniform", "spectrum"])
 def test_the_ranks_fill_the_budget(allocation):
     model = make("bert")

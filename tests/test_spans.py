@@ -65,6 +65,16 @@ def test_accumulation_and_padding_leave_the_gradient_alone(initial, data, tmp_pa
     torch.testing.assert_close(kept.steps[0], expected, rtol=1e-4, atol=1e-7)
 
 
+def test_windows_of_more_tokens_than_positions_are_refused(data, tmp_path):
+    config = bert_config()
+    config.max_position_embeddings = 9
+    model = BertForQuestionAnswering(config)
+    with pytest.raises(ValueError, match="a row has 10 tokens, and the bert 9 positions: lower max_length to that"):
+        trainer_for(model, tmp_path, data[1])
+    with pytest.raises(ValueError, match="a row has 10 tokens"):
+        trainer_for(model, tmp_path, None, data[1], data[0])
+
+
 def test_padding_has_no_share_in_the_loss():
     logits, mask = torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[1, 1, 0]])
     at = torch.tensor([1])

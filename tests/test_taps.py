@@ -4,9 +4,16 @@ import copy
 
 import pytest
 import torch
-from families import BATCH, ENCODERS, FAMILIES, MASK, make
+from families import BATCH, ENCODERS, FAMILIES, GROUPED, MASK, make
 from torch.nn import functional as F
-from transformers import BartConfig, BartForSequenceClassification, MPNetConfig, MPNetModel
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MPNetConfig,
+    MPNetModel,
+)
 
 from fastkd.training.attention import TAPS
 from fastkd.training.taps import Taps
@@ -184,5 +191,8 @@ def test_models_that_cannot_be_tapped_are_refused():
     with pytest.raises(ValueError, match="has no stack"):
         Taps(torch.nn.Linear(2, 2))
     own = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    capped = Gemma2ForCausalLM(Gemma2Config(**GROUPED, head_dim=8))
+    with pytest.raises(ValueError, match="Gemma2Model has no attention but its own, eager one"):
+        Taps(capped)
     with pytest.raises(ValueError, match="MPNetModel does not call its attention through"):
         Taps(MPNetModel(MPNetConfig(**own, intermediate_size=16)))

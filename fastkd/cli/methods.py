@@ -160,7 +160,7 @@ def _sizes(parser: argparse.ArgumentParser) -> None:
     add(
         "--preset",
         choices=("small", "mkd"),
-        help="size of a bilstm without word embeddings: small, 2.7 M parameters; mkd, the 10.2 M of MKD's paper "
+        help="size of a bilstm without word embeddings: small, 2.7 M parameters; mkd, 10.2 M, MKD's as recalled "
         "(default small)",
     )
     add(

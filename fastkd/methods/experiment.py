@@ -25,7 +25,7 @@ from fastkd.methods.teachers import Folders, Teachers, load_teachers
 from fastkd.methods.trial import try_objective
 from fastkd.training.output import check_output, new_folder
 from fastkd.training.parallel import Add, ReportProgress, train_all
-from fastkd.training.pretrained import check_positions
+from fastkd.training.positions import check_positions
 from fastkd.training.runs import finished_or
 from fastkd.training.signals import TeacherSignal, add_teacher_logits, fingerprint
 from fastkd.training.teacher import has_fast_bf16
@@ -176,7 +176,7 @@ def prepare(experiment: Experiment, teachers: Teachers) -> Material:
         augment=experiment.augment,
     )
     for model, _ in teachers.tasks:
-        check_positions(model.encoder, (train, *validation.values()))
+        check_positions(model, (train, *validation.values()))
     names = {name: task.label_names for name, task in train.tasks.items()}
     signal = TeacherSignal(teachers.by_task, names, autocast=torch.bfloat16 if has_fast_bf16() else None)
     output, collate = Path(experiment.output), MultiTaskCollator(teachers.tokenizer)

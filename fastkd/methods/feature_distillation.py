@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from fastkd.methods.objective import Objective
@@ -225,9 +226,13 @@ class LanguageModelDistillationTrainer(ModelDistillation, LanguageModelTrainer):
 
 
 def map_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The matrices (out, in) of the layers' linear maps, by name; of a factorised one the product of its factors."""
+    """The matrices (out, in) of the layers' linear maps, by name; of a factorised one the product of its factors.
+
+    Those of a sharded model are gathered.
+    """
     _, layers = transformer_layers(model)
-    return {name: dense_weight(module) for name, module in linear_maps(layers).items()}
+    weights = {name: dense_weight(module) for name, module in linear_maps(layers).items()}
+    return {name: weight.full_tensor() if isinstance(weight, DTensor) else weight for name, weight in weights.items()}
 
 
 def _check_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

@@ -140,7 +140,8 @@ class MaKDObjective(Objective):
         if self.needs_maps:
             states += self._matrices(student.outputs, teacher.outputs)
         weights = self._matrices(student.weights, teacher.weights) if self.needs_weights else []
-        for errors, rows in ((states, {"mask": mask, "normalizer": tokens}), (weights, {})):
+        rows_of_tokens = {"mask": None if mask is None else mask.flatten(), "normalizer": tokens}
+        for errors, rows in ((states, rows_of_tokens), (weights, {})):
             if errors:
                 loss, found = self._squared_errors(errors, **rows)
                 total, parts = total + loss, parts | found
@@ -184,7 +185,11 @@ class MaKDObjective(Objective):
         for error in errors:
             _check_shapes(error.name, error.student, error.teacher)
         weights = [self.weights[error.part] * error.share for error in errors]
-        total, values = mse([e.student for e in errors], [e.teacher for e in errors], weights=weights, **rows)
+        sides = ([e.student for e in errors], [e.teacher for e in errors])
+        students, teachers = (
+            [x.flatten(0, -2) for x in side] for side in sides
+        )  # as OPT's feed-forward has its tokens
+        total, values = mse(students, teachers, weights=weights, **rows)
         parts: dict[str, Tensor] = {}
         for error, value in zip(errors, values.unbind(), strict=True):
             parts[error.part] = parts.get(error.part, 0) + error.share * value

@@ -17,6 +17,7 @@ from fastkd.students import (
     BiAttentiveLSTM,
     BiAttentiveLSTMConfig,
     factorize,
+    fit_embedding,
     plan_factorization,
     transformer_student,
 )
@@ -85,9 +86,7 @@ class TransformerStudent:
             student.heads.load_state_dict(
                 {name: teacher.heads.state_dict()[name] for name in student.heads.state_dict()}
             )
-        if self.parameters is None or student.num_parameters() <= self.parameters:
-            return student
-        return factorize(student, plan_factorization(student, parameters=self.parameters, embedding=True, maps=False))
+        return student if self.parameters is None else fit_embedding(student, self.parameters)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from fastkd.students.bilstm import BiAttentiveLSTM, BiAttentiveLSTMConfig
 
 # After the modules above, which they need.
-from fastkd.students.factorization import Plan, factorize, merge, plan_factorization
+from fastkd.students.factorization import Plan, factorize, fit_embedding, merge, plan_factorization
 from fastkd.students.low_rank import LowRankEmbedding, LowRankLinear
 from fastkd.students.transformer import first_layers, shallow, transformer_student
 
@@ -15,6 +15,7 @@ __all__ = [
     "Plan",
     "factorize",
     "first_layers",
+    "fit_embedding",
     "merge",
     "plan_factorization",
     "shallow",

@@ -46,7 +46,8 @@ class Plan:
 
     Args:
         matrices: those that can be factorised, in the model's order.
-        others: names of other modules with a matrix, which stay.
+        others: what else has two dimensions or more and stays: names of modules, or of parameters that are no
+            ``weight``.
         before, after: parameters of the model, shared ones counted once.
     """
 
@@ -155,6 +156,17 @@ def factorize(model: Model, plan: Plan) -> Model:
     return student.requires_grad_(True)  # as a copy of a frozen teacher it would not learn
 
 
+def fit_embedding(model: Model, parameters: int) -> Model:
+    """The model, or where it has more than so many parameters a copy whose word embedding is two factors.
+
+    Raises:
+        ValueError: as :func:`plan_factorization`.
+    """
+    if model.num_parameters() <= parameters:
+        return model
+    return factorize(model, plan_factorization(model, parameters=parameters, embedding=True, maps=False))
+
+
 def merge(model: Model) -> Model:
     """A copy with dense matrices in place of all factors: an ordinary model of its class."""
     dense = copy.deepcopy(model)
@@ -220,12 +232,18 @@ def _plan(model: PreTrainedModel, candidates: _Candidates, ranks: Mapping[str, i
         smaller = rank * (out + into) < out * into
         kept = float(energies(dense_weight(module))[:rank].sum()) if smaller else 1.0
         rows.append(Matrix(name, (out, into), rank if smaller else None, kept))
-    others = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D | nn.Embedding) and name not in candidates.modules
-    ]
-    return Plan(tuple(rows), tuple(others), before, before - candidates.saved(ranks))
+    return Plan(tuple(rows), tuple(_others(model, candidates.modules)), before, before - candidates.saved(ranks))
+
+
+def _others(model: PreTrainedModel, candidates: Mapping[str, nn.Module]) -> list[str]:
+    """Modules with a matrix that are no candidates; other tensors, as of stacked experts, by their own names."""
+    of_candidates = {id(parameter) for module in candidates.values() for parameter in module.parameters()}
+    names = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and id(parameter) not in of_candidates:
+            owner, _, leaf = name.rpartition(".")
+            names[owner if leaf == "weight" else name] = None
+    return list(names)
 
 
 def energies(weight: Tensor) -> Tensor:

@@ -50,9 +50,12 @@ def own_attention(model: PreTrainedModel) -> None:
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         AttentionInterface.register(name, _tapped(sdpa if delegate == "sdpa" else ALL_ATTENTION_FUNCTIONS[delegate]))
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[delegate])
-    model.set_attn_implementation(name)
+    kind = type(model).__name__
+    try:
+        model.set_attn_implementation(name)
+    except ValueError as error:  # its advice is to load the model with what it may have been loaded with
+        raise ValueError(f"{kind} has no attention but its own, eager one, so its queries cannot be had") from error
     if model.config._attn_implementation != name:
-        kind = type(model).__name__
         raise ValueError(f"{kind} does not call its attention through transformers' AttentionInterface: no queries")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -18,8 +17,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fastkd.data.encode import MultiTaskDataset
-from fastkd.mixing import numbered_positions
 from fastkd.students.low_rank_loading import METHOD
 from fastkd.training.classifiers import MultiTaskEncoder, MultiTaskEncoderConfig
 
@@ -56,17 +53,6 @@ def check_encoder(name: str | Path, config: PreTrainedConfig) -> None:
     """Raises ``ValueError`` for a model that teachers are not made of, as a teacher or student of this project."""
     if type(config) not in MODEL_MAPPING:
         raise ValueError(f"{name} is a {config.model_type}; a teacher is made of an encoder that transformers knows")
-
-
-def check_positions(model: PreTrainedModel, rows: Iterable[MultiTaskDataset]) -> None:
-    """Raises ``ValueError`` for an encoder with fewer positions than the longest row has tokens."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    for table in numbered_positions(model):  # as of RoBERTa, from the number after the pads' on
-        positions = table.num_embeddings - (table.padding_idx or 0) - 1
-    longest = max(max(some.lengths) for some in rows)
-    if positions is not None and longest > positions:
-        kind = model.config.model_type
-        raise ValueError(f"a row has {longest} tokens, and the {kind} {positions} positions: lower max_length to that")
 
 
 def config_with_dropout(path: str | Path, rate: float | None) -> PreTrainedConfig:

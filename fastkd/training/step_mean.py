@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from fastkd.ops.kl_div import divided
 from fastkd.training.attention import use_own_attention
+from fastkd.training.positions import check_positions
 
 SAMPLING_STRATEGIES = ("random", "group_by_length")
 
@@ -22,8 +23,8 @@ class StepMeanTrainer(Trainer):
     says: a row, unless overridden. On a CPU a model's ``sdpa`` becomes ``fastkd.training.attention.sdpa``.
 
     Raises:
-        ValueError: several GPUs without torchrun, which would mean ``nn.DataParallel``; or an argument of
-            Trainer that has no meaning here.
+        ValueError: several GPUs without torchrun, which would mean ``nn.DataParallel``; an argument of Trainer that has
+            no meaning here; or rows of more tokens than the model has positions.
     """
 
     loss_is_scaled_for_ga = True
@@ -37,6 +38,8 @@ class StepMeanTrainer(Trainer):
         if model is not None and args.device.type == "cpu":
             use_own_attention(model)
         super().__init__(model, args, *rest, **kwargs)
+        sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        check_positions(self.model, [self.train_dataset, *sets])
         self.model_accepts_loss_kwargs = False  # or Trainer would count labels, which may be no items
 
     def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, Any]:

@@ -30,7 +30,8 @@ from fastkd.training.classifiers import (
     task_loss,
 )
 from fastkd.training.output import check_output, new_folder
-from fastkd.training.pretrained import check_encoder, check_positions, config_with_dropout
+from fastkd.training.positions import check_positions
+from fastkd.training.pretrained import check_encoder, config_with_dropout
 from fastkd.training.trainer import MultiTaskTrainer
 
 __all__ = [

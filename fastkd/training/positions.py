@@ -1,0 +1,33 @@
+"""Whether a model has a position for every token of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from fastkd.data.encode import MultiTaskDataset
+from fastkd.mixing import numbered_positions
+
+
+def check_positions(model: nn.Module, rows: Iterable[Any]) -> None:
+    """Raises ``ValueError`` for a model with fewer positions than the longest row has tokens.
+
+    ``rows`` are datasets; of those without a column ``length`` nothing is known.
+    """
+    config: Any = getattr(model, "config", None)
+    config = getattr(config, "encoder", config)
+    positions = getattr(config, "max_position_embeddings", None)
+    for table in numbered_positions(model):  # as of RoBERTa, from the number after the pads' on
+        positions = table.num_embeddings - (table.padding_idx or 0) - 1
+    longest = max((length for some in rows for length in _lengths(some)), default=0)
+    if positions is not None and longest > positions:
+        kind = config.model_type
+        raise ValueError(f"a row has {longest} tokens, and the {kind} {positions} positions: lower max_length to that")
+
+
+def _lengths(rows: Any) -> Sequence[int]:
+    if isinstance(rows, MultiTaskDataset):
+        return rows.lengths
+    return rows["length"][:] if "length" in getattr(rows, "column_names", ()) else ()
