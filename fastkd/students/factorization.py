@@ -238,7 +238,7 @@ def _plan(model: PreTrainedModel, candidates: _Candidates, ranks: Mapping[str, i
 def _others(model: PreTrainedModel, candidates: Mapping[str, nn.Module]) -> list[str]:
     """Modules with a matrix that are no candidates; other tensors, as of stacked experts, by their own names."""
     of_candidates = {id(parameter) for module in candidates.values() for parameter in module.parameters()}
-    names = {}
+    names: dict[str, None] = {}
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and id(parameter) not in of_candidates:
             owner, _, leaf = name.rpartition(".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -39,7 +39,7 @@ class StepMeanTrainer(Trainer):
             use_own_attention(model)
         super().__init__(model, args, *rest, **kwargs)
         sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        check_positions(self.model, [self.train_dataset, *sets])
+        check_positions(cast(nn.Module, self.model), [self.train_dataset, *sets])
         self.model_accepts_loss_kwargs = False  # or Trainer would count labels, which may be no items
 
     def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, Any]:
