@@ -185,10 +185,8 @@ class MaKDObjective(Objective):
         for error in errors:
             _check_shapes(error.name, error.student, error.teacher)
         weights = [self.weights[error.part] * error.share for error in errors]
-        sides = ([e.student for e in errors], [e.teacher for e in errors])
-        students, teachers = (
-            [x.flatten(0, -2) for x in side] for side in sides
-        )  # as OPT's feed-forward has its tokens
+        students = [error.student.flatten(0, -2) for error in errors]  # OPT's feed-forward part has its tokens so
+        teachers = [error.teacher.flatten(0, -2) for error in errors]
         total, values = mse(students, teachers, weights=weights, **rows)
         parts: dict[str, Tensor] = {}
         for error, value in zip(errors, values.unbind(), strict=True):
