@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -27,7 +27,7 @@ def check_positions(model: nn.Module, rows: Iterable[Any]) -> None:
         raise ValueError(f"a row has {longest} tokens, and the {kind} {positions} positions: lower max_length to that")
 
 
-def _lengths(rows: Any) -> Sequence[int]:
-    if isinstance(rows, MultiTaskDataset):
-        return rows.lengths
-    return rows["length"][:] if "length" in getattr(rows, "column_names", ()) else ()
+def _lengths(rows: Any) -> list[int]:
+    parts = rows.datasets.values() if isinstance(rows, MultiTaskDataset) else [rows]
+    known = [part["length"][:] for part in parts if "length" in getattr(part, "column_names", ())]
+    return [length for lengths in known for length in lengths]
