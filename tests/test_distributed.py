@@ -165,7 +165,7 @@ from fastkd.training.taps import Taps
 
 
 def gradients(form, shard):
-    teacher = make("bert")
+    teacher = make("bert").requires_grad_(False)
     student = factorize(teacher, plan_factorization(teacher, rank=6))
     taps = [Taps(model, maps=True) for model in (student, teacher)]
     if shard:
@@ -176,9 +176,10 @@ def gradients(form, shard):
             fully_shard(model, mesh=mesh)
     with torch.no_grad(), taps[1].record() as theirs:
         theirs.logits = teacher(**BATCH).logits
+        theirs.weights = map_weights(teacher)
     with taps[0].record() as mine:
         mine.logits = student(**BATCH).logits
-    mine.weights, theirs.weights = map_weights(student), map_weights(teacher)
+    mine.weights = map_weights(student)
     loss, _ = MaKDObjective(matrix_form=form)(mine, theirs, torch.tensor([0, 1]), BATCH["attention_mask"])
     loss.backward()
     grads = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from fastkd.methods.objective import Objective
@@ -231,8 +230,7 @@ def map_weights(model: nn.Module) -> dict[str, Tensor]:
     Those of a sharded model are gathered.
     """
     _, layers = transformer_layers(model)
-    weights = {name: dense_weight(module) for name, module in linear_maps(layers).items()}
-    return {name: weight.full_tensor() if isinstance(weight, DTensor) else weight for name, weight in weights.items()}
+    return {name: dense_weight(module) for name, module in linear_maps(layers).items()}
 
 
 def _check_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -66,7 +67,7 @@ class LowRankLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """(out, in), the product of the factors, for code that reads a dense map's."""
-        return self.up @ self.down
+        return whole(self.up) @ whole(self.down)
 
     def merged(self) -> nn.Module:
         """The dense map that it equals."""
@@ -131,7 +132,7 @@ class LowRankEmbedding(nn.Module):
     @property
     def weight(self) -> Tensor:
         """(V, d), the product of the factors, for code that reads a dense table."""
-        return self.up @ self.down
+        return whole(self.up) @ whole(self.down)
 
     def merged(self) -> nn.Embedding:
         """The table that it equals."""
@@ -149,8 +150,14 @@ def factor_class(dense: nn.Module) -> type[LowRankLinear] | type[LowRankEmbeddin
 
 def dense_weight(module: nn.Module) -> Tensor:
     """(out, in) of an ``nn.Linear``, a ``Conv1D`` or their factors, or of an ``nn.Embedding`` its table."""
-    weight = cast(Tensor, module.weight)
+    weight = whole(cast(Tensor, module.weight))
     return weight.T if isinstance(module, Conv1D) else weight
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or gathered from its shards, as between two forward passes under FSDP2."""
+    gather: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)  # of a DTensor
+    return tensor if gather is None else gather()
 
 
 Layer = TypeVar("Layer", LowRankLinear, LowRankEmbedding)
