@@ -30,7 +30,6 @@ from fastkd.training.classifiers import (
     task_loss,
 )
 from fastkd.training.output import check_output, new_folder
-from fastkd.training.positions import check_positions
 from fastkd.training.pretrained import check_encoder, config_with_dropout
 from fastkd.training.trainer import MultiTaskTrainer
 
@@ -132,7 +131,6 @@ def train_teacher(
         paraphrases=paraphrases,
         seed=seed,
     )
-    check_positions(encoder, (train, *validation.values()))
     heads = {} if dropout is None else {"classifier_dropout": dropout}
     model = MultiTaskEncoder.from_encoder(encoder, list(train.tasks.values()), pooling=pooling, **heads)
     check_output(output_dir, needed_bytes=4 * model.num_parameters())
