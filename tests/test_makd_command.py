@@ -72,6 +72,17 @@ def test_options_reach_the_training(folder, tmp_path, option):
     assert not all(mine.shape == theirs.shape and torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
+@pytest.mark.parametrize("option", ["--stages=0.3,0.6", "--labels-weight=0"])
+def test_options_of_the_method_leave_its_comparison_alone(folder, tmp_path, option):
+    without = []
+    for number, options in enumerate(([], [option])):
+        assert distil(folder, tmp_path / str(number), "--ratio", "0.8", *options) == 0
+        model = tmp_path / str(number) / "student-without-kd" / "seed-1" / "model"
+        without.append(AutoModelForSequenceClassification.from_pretrained(model))
+    for mine, other in zip(*(model.parameters() for model in without), strict=True):
+        assert torch.equal(mine, other)
+
+
 def test_factorize_shows_the_ranks_and_saves_what_it_showed(folder, tmp_path, capsys):
     command = ["factorize", "--model", str(folder / "teacher"), "--rank", "3"]
     assert main([*command, "--dry-run"]) == 0

@@ -46,6 +46,10 @@ def test_a_run_ends_with_a_table_and_a_student_of_the_teachers_layers(folder, tm
     assert not (tmp_path / "teacher_logits").exists()  # they could not answer for mixtures
 
 
+def test_a_student_without_kd_learns_the_labels_whatever_the_other_learns(folder, tmp_path):
+    assert distil(folder, tmp_path, "--layers", "1", "--alpha-mle", "0") == 0
+
+
 @pytest.mark.parametrize(
     ("student", "option"),
     [(["--layers", "1"], ["--mix-stage", "post_ln"]), (["--student", "bilstm"], ["--beta-alpha", "5"])],

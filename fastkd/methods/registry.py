@@ -44,12 +44,13 @@ def _baseline(name: str) -> Method:
     return Method(title, config, BaselineTrainer, False, {"baseline": "kd", "options": {"alpha": 0.0}})
 
 
-_MAKD_OFF = [f"{part}_weight" for parts in LEVELS.values() for part in parts if part != "labels"]
+_MAKD_LABELS = {f"{part}_weight": float(part == "labels") for parts in LEVELS.values() for part in parts}
+_MIXKD_LABELS = {"alpha_mle": 1.0, "alpha_sm": 0.0, "alpha_tmkd": 0.0, "alpha_kd": 0.0}
 METHODS: dict[str, Method] = {
     "mkd": Method("MKD", MKDConfig, MKDTrainer, True, {"distillation_weight": 0.0, "hard_label_weight": 1.0}),
-    "makd": Method("MaKD", MaKDConfig, MaKDTrainer, False, dict.fromkeys(_MAKD_OFF, 0.0)),
+    "makd": Method("MaKD", MaKDConfig, MaKDTrainer, False, _MAKD_LABELS | {"stages": None}),
     **{name: _baseline(name) for name in BASELINES},
-    "mixkd": Method("MixKD", MixKDConfig, MixKDTrainer, False, {"alpha_sm": 0.0, "alpha_tmkd": 0.0, "alpha_kd": 0.0}),
+    "mixkd": Method("MixKD", MixKDConfig, MixKDTrainer, False, _MIXKD_LABELS),
 }
 
 
