@@ -63,6 +63,16 @@ def test_options_reach_the_training(folder, tmp_path):
     assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_options_reach_both_parts_of_a_training(tmp_path):
+    objective = BaselineConfig(
+        str(tmp_path), use_cpu=True, baseline="tinybert", options={"temperature": 4.0}
+    ).objective()
+    assert [(part.stage, part.temperature) for part in map(objective.at, (0.0, 1.0))] == [
+        ("intermediate", 4.0),
+        ("prediction", 4.0),
+    ]
+
+
 def test_a_budget_makes_the_word_embedding_thin(folder, tmp_path):
     assert distil(folder, tmp_path, "kd", "--no-baseline", "--parameters", "5500") == 0
     student = student_of(tmp_path)

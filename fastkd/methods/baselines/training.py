@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments
 
-from fastkd.methods.baselines import BASELINES, KD, InTurn, ReplacementRate, Theseus, TinyBERT
+from fastkd.methods.baselines import BASELINES, KD, InTurn, MiniLM, MiniLMv2, ReplacementRate, Theseus, TinyBERT
 from fastkd.methods.feature_distillation import FeatureDistillationTrainer
 from fastkd.methods.objective import Objective
 
 LABELS = KD(alpha=0.0)
-_THEN: Mapping[str, Objective] = {"tinybert": TinyBERT(stage="prediction"), "minilm": LABELS, "minilmv2": LABELS}
 
 
 @dataclass
@@ -43,8 +41,9 @@ class BaselineConfig(TrainingArguments):
             own = BASELINES[self.baseline](**(self.options or {}))
         except TypeError as error:
             raise ValueError(f"options of {self.baseline}: {error}") from error
-        then = _THEN.get(self.baseline)
-        return own if then is None else InTurn(own, then, self.switch)
+        if isinstance(own, TinyBERT):
+            return InTurn(own, replace(own, stage="prediction"), self.switch)
+        return InTurn(own, LABELS, self.switch) if isinstance(own, MiniLM | MiniLMv2) else own
 
 
 class BaselineTrainer(FeatureDistillationTrainer):
