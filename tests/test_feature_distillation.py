@@ -11,10 +11,10 @@ from test_spans import data as windows  # noqa: F401
 from test_trainer import Gradients
 from tiny import bert_config, tokenizer
 from torch.nn import functional as F
-from transformers import BertForQuestionAnswering
+from transformers import BertForQuestionAnswering, DistilBertConfig, DistilBertForQuestionAnswering, TrainingArguments
 
 from fastkd.data.batches import language_model_collator, span_collator
-from fastkd.methods.baselines import DistilBERT
+from fastkd.methods.baselines import KD, DistilBERT
 from fastkd.methods.baselines.seqkd import teacher_responses
 from fastkd.methods.feature_distillation import LanguageModelDistillationTrainer, SpanDistillationTrainer
 from fastkd.methods.makd import MaKDConfig, MaKDObjective
@@ -127,6 +127,16 @@ def test_answers_count_where_they_have_a_label(kind):
     p, q = ((x / 2).log_softmax(-1) for x in (theirs, mine))
     kl = 4 * torch.where(p == -torch.inf, 0.0, p.exp() * (p - q)).sum(-1).mean()
     torch.testing.assert_close(parts["logits"].double(), kl, rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_reads_token_types_that_its_student_does_not_have(windows, tmp_path):  # noqa: F811
+    config = DistilBertConfig(vocab_size=16, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=32)
+    args = TrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, save_strategy="no", max_steps=1)
+    teacher, seen = reader(0), []
+    teacher.register_forward_pre_hook(lambda *call: seen.append(call[2]), with_kwargs=True)
+    student, collate = DistilBertForQuestionAnswering(config), span_collator(tokenizer())
+    SpanDistillationTrainer(student, args, collate, windows[1], objective=KD(), teacher=teacher).train()
+    assert [call["token_type_ids"].max().item() for call in seen] == [1]
 
 
 def test_training_brings_the_student_closer(kind, tmp_path):

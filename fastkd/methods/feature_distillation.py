@@ -14,6 +14,7 @@ from fastkd.methods.objective import Objective
 from fastkd.ops.kl_div import divided
 from fastkd.students.layers import linear_maps, transformer_layers
 from fastkd.students.low_rank import dense_weight
+from fastkd.training.adoption import accepted_inputs
 from fastkd.training.distillation import DistillationTrainer, agreement, autocast_dtype, place_teachers
 from fastkd.training.language_model import LanguageModelTrainer
 from fastkd.training.parts_trainer import PartsTrainer
@@ -162,8 +163,12 @@ class ModelDistillation(FeatureDistillation):
         raise NotImplementedError
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """What both models are called with."""
+        """What the student is called with."""
         raise NotImplementedError
+
+    def teacher_inputs(self, batch: Mapping[str, Any], teacher: PreTrainedModel) -> dict[str, Any]:
+        """What the teacher is called with."""
+        return self.inputs(batch)
 
     def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Any]:
         if not model.training:
@@ -184,7 +189,7 @@ class ModelDistillation(FeatureDistillation):
             return Features()
         dtype, device = autocast_dtype(self.args), batch["input_ids"].device.type
         with self._teacher_taps.record() as teacher, torch.autocast(device, dtype) if dtype else nullcontext():
-            outputs = self.teacher(**self.inputs(batch))
+            outputs = self.teacher(**self.teacher_inputs(batch, self.teacher))
         teacher.logits = self.answers(outputs, batch)
         if self.objective.needs_weights:
             teacher.weights = map_weights(self.teacher)
@@ -199,6 +204,10 @@ class SpanDistillationTrainer(ModelDistillation, SpanTrainer):
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in batch.items() if name in self._accepted}
+
+    def teacher_inputs(self, batch: Mapping[str, Any], teacher: PreTrainedModel) -> dict[str, Any]:
+        names = accepted_inputs(teacher) - {*POSITIONS}  # token types, too, where the student has none
+        return {name: value for name, value in batch.items() if name in names}
 
     def answers(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=1)
