@@ -7,6 +7,7 @@ import datasets
 import pytest
 from squad_samples import article, paragraph, write
 from tiny import tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from fastkd.data.squad import load_squad, split_by_title
 from fastkd.data.squad_windows import encode_squad
@@ -158,6 +159,17 @@ def test_windows_cover_the_context_and_mark_the_answer(tmp_path, token_types):
             assert window["end_positions"] == 0
     assert all(" ".join(found) == CONTEXT for found in words.values())
     assert holding == {0: 2, 1: 1, 2: 0}  # the answer to the first lies in what two windows share
+
+
+def test_token_types_are_made_where_a_tokenizer_tells_nothing_apart(tmp_path):
+    dataset, windows = encoded(tmp_path, ("1", "good", ["bad"]))
+    flat = tokenizer()
+    special = [("[CLS]", flat.cls_token_id), ("[SEP]", flat.sep_token_id)]
+    flat.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:0 [SEP]:0", special_tokens=special
+    )
+    assert not any(flat("good", "bad")["token_type_ids"])
+    assert encode_squad(dataset, flat, **SIZES)["token_type_ids"][:] == windows["token_type_ids"][:]
 
 
 def test_an_answer_cut_by_a_window_is_not_marked(tmp_path):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
+COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
+"""What a tokenizer gives to a model."""
 
 
 def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
@@ -43,9 +45,8 @@ def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max
         encoding = tokenizer(*texts, truncation="longest_first", max_length=max_length)
         if made_here:
             pieces = range(len(texts[0]))
-            encoding["token_type_ids"] = [_token_types(encoding.sequence_ids(i)) for i in pieces]
-        columns = ("input_ids", "attention_mask", "token_type_ids")
-        kept = {column: encoding[column] for column in columns}
+            encoding["token_type_ids"] = [token_types(encoding.sequence_ids(i)) for i in pieces]
+        kept = {column: encoding[column] for column in COLUMNS}
         lengths = [len(ids) for ids in encoding["input_ids"]]
         return {**kept, "length": lengths}
 
@@ -59,7 +60,7 @@ def tells_apart(tokenizer: PreTrainedTokenizerBase) -> bool:
     return any(tokenizer("a", "b").get("token_type_ids", ()))
 
 
-def _token_types(sequence_ids: Sequence[int | None]) -> list[int]:
+def token_types(sequence_ids: Sequence[int | None]) -> list[int]:
     first_of_second = sequence_ids.index(1) if 1 in sequence_ids else len(sequence_ids)
     return [int(position >= first_of_second) for position in range(len(sequence_ids))]
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fastkd.data.encode import COLUMNS, tells_apart, token_types
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +28,7 @@ def encode_squad(
 ) -> Dataset:
     """Windows ``[CLS] question [SEP] part of the context [SEP]`` that together cover every context, in their order.
 
-    Columns: ``input_ids``, ``attention_mask``, ``token_type_ids`` (made here when the tokenizer has none);
+    Columns: ``input_ids``, ``attention_mask``, ``token_type_ids`` (made here when the tokenizer tells nothing apart);
     ``start_positions`` and ``end_positions``, the first and the last token of the question's first answer, or 0,
     the [CLS] token, where the window does not hold it whole; ``char_starts`` and ``char_ends``, where each token's
     characters begin and end in the context, −1 for tokens outside it; ``question``, the question's place in
@@ -46,6 +48,7 @@ def encode_squad(
             f"and doc_stride take, and at most {tokenizer.model_max_length}, what the model takes"
         )
     _check_tokenizer(tokenizer)
+    made_here = not tells_apart(tokenizer)
 
     def windows(rows: Mapping[str, list[Any]], indices: Sequence[int]) -> dict[str, Any]:
         encoding = tokenizer(
@@ -57,12 +60,13 @@ def encode_squad(
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
-        columns: dict[str, list[Any]] = {name: encoding[name] for name in ("input_ids", "attention_mask")}
-        made = [
-            _window(encoding, i, rows["answers"][of]) for i, of in enumerate(encoding["overflow_to_sample_mapping"])
-        ]
+        places = encoding["overflow_to_sample_mapping"]
+        if made_here:
+            encoding["token_type_ids"] = [token_types(encoding.sequence_ids(i)) for i in range(len(places))]
+        columns: dict[str, list[Any]] = {name: encoding[name] for name in COLUMNS}
+        made = [_window(encoding, i, rows["answers"][of]) for i, of in enumerate(places)]
         columns |= {name: [window[name] for window in made] for name in made[0]}
-        columns["question"] = [indices[of] for of in encoding["overflow_to_sample_mapping"]]
+        columns["question"] = [indices[of] for of in places]
         columns["length"] = [len(ids) for ids in encoding["input_ids"]]
         return columns
 
@@ -97,10 +101,7 @@ def _window(encoding: Any, index: int, answers: Mapping[str, list[Any]]) -> dict
     offsets = np.asarray(encoding["offset_mapping"][index], np.int32)
     starts, ends = (np.where(in_context, column, np.int32(-1)) for column in offsets.T)
     first, last = _token_span(starts, ends, np.flatnonzero(in_context), answers)
-    second = sequences.index(1) if 1 in sequences else len(sequences)
-    types = encoding["token_type_ids"][index] if "token_type_ids" in encoding else None
     return {
-        "token_type_ids": types or [int(position >= second) for position in range(len(sequences))],
         CHAR_STARTS: starts,
         CHAR_ENDS: ends,
         "start_positions": first,
