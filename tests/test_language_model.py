@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from datasets import concatenate_datasets
 from decoder_samples import byte_tokenizer, decoder, write_lines
 from test_trainer import Gradients
 from torch.nn import functional
@@ -65,6 +66,21 @@ def test_accumulation_leaves_the_gradient_alone(rows, tmp_path, batch_size, accu
     expected = mean_loss(model, rows)
     expected.backward()
     assert reported == pytest.approx(expected.item(), rel=1e-4)
+    named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(kept.steps[0], named, rtol=1e-4, atol=1e-7)
+
+
+def test_a_batch_without_labels_adds_nothing(rows, tmp_path):
+    model, kept = decoder(), Gradients()
+    bare = rows.select(range(1)).map(lambda row: {"labels": [-100] * len(row["labels"])})
+    mixed = concatenate_datasets([rows.select(range(1)), bare])
+    trainer = trainer_for(
+        model, tmp_path, mixed, callbacks=[kept], max_steps=1, max_grad_norm=0.0,
+        per_device_train_batch_size=1, gradient_accumulation_steps=2,
+    )  # fmt: skip
+    expected = mean_loss(model, rows.select(range(1)))
+    assert trainer.train().training_loss == pytest.approx(expected.item(), rel=1e-4)
+    expected.backward()
     named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     torch.testing.assert_close(kept.steps[0], named, rtol=1e-4, atol=1e-7)
 

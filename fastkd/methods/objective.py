@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from fastkd.data.batches import IGNORED
 from fastkd.losses import kl_div, mse
 from fastkd.losses.kl_div import Divergence
-from fastkd.training.classifiers import at_least_float32, task_loss
+from fastkd.training.classifiers import task_loss
+from fastkd.training.language_model import token_loss
 from fastkd.training.taps import Attention, Features
 
 
@@ -92,11 +93,7 @@ class Objective:
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy with the labels, a mean over those that count; of one label per row as ``task_loss``."""
-    if labels.dim() == 1:
-        return task_loss(logits, labels)
-    flat, wanted = logits.flatten(0, -2), labels.flatten()
-    total = nn.functional.cross_entropy(at_least_float32(flat), wanted, ignore_index=IGNORED, reduction="sum")
-    return total / (wanted != IGNORED).sum().clamp(min=1)
+    return task_loss(logits, labels) if labels.dim() == 1 else token_loss(logits, labels)
 
 
 def logit_loss(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from fastkd.data.batches import IGNORED
+from fastkd.training.classifiers import at_least_float32
 from fastkd.training.step_mean import StepMeanTrainer
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class LanguageModelTrainer(StepMeanTrainer):
     set, and ``eval_perplexity``, its exponential.
 
     Args:
-        model: called with ``input_ids``, ``attention_mask`` and, for training, ``labels``.
+        model: called with ``input_ids`` and ``attention_mask``.
         args: ``train_sampling_strategy="group_by_length"`` puts rows of similar length into a batch.
         data_collator: ``fastkd.data.batches.language_model_collator(tokenizer)``.
         train_dataset: rows of ``encode_instructions``.
@@ -47,6 +48,10 @@ class LanguageModelTrainer(StepMeanTrainer):
         kwargs.setdefault("compute_metrics", _metrics)
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
 
+    def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Any]:
+        outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
+        return token_loss(outputs.logits[:, :-1], batch["labels"][:, 1:]), outputs
+
     def count_items(self, batch: Mapping[str, Any]) -> Tensor:
         labels: Tensor = batch["labels"]
         return (labels[:, 1:] != IGNORED).sum()  # nothing predicts the first token
@@ -61,6 +66,18 @@ class LanguageModelTrainer(StepMeanTrainer):
         sums = [functional.cross_entropy(x[:-1].float(), y[1:], ignore_index=IGNORED, reduction="sum")
                 for x, y in zip(logits, labels, strict=True)]  # fmt: skip
         return None, torch.stack(sums), (labels[:, 1:] != IGNORED).sum(1)
+
+
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of the labels that are not ``IGNORED``; 0, not NaN, where all are.
+
+    Args:
+        logits: (..., classes).
+        labels: (...) int64.
+    """
+    flat, wanted = logits.flatten(0, -2), labels.flatten()
+    total = functional.cross_entropy(at_least_float32(flat), wanted, ignore_index=IGNORED, reduction="sum")
+    return total / (wanted != IGNORED).sum().clamp(min=1)
 
 
 def _metrics(prediction: EvalPrediction) -> dict[str, float]:
