@@ -15,9 +15,12 @@ from fastkd.cli import main
 from fastkd.data.glue import GLUE
 from fastkd.methods import registry
 from fastkd.methods.experiment import WITH_KD, WITHOUT_KD, Experiment, run_experiment
+from fastkd.methods.makd import MaKDObjective
 from fastkd.methods.mkd import MKDConfig, MKDTrainer
+from fastkd.methods.objective import Objective
 from fastkd.methods.registry import Method
 from fastkd.methods.students import TransformerStudent
+from fastkd.methods.trial import try_objective
 from fastkd.training.signals import COLUMN
 from fastkd.training.teacher import MultiTaskEncoder, MultiTaskEncoderConfig
 
@@ -200,6 +203,16 @@ def test_a_teachers_score_is_of_the_labels_there_are(experiment, folder, tmp_pat
     shutil.rmtree(tmp_path / "student-with-kd")
     with pytest.raises(ValueError, match=r"teacher holds .* other settings \(validation rows of sst2 "):
         run_experiment(mine, jobs=1)
+
+
+def test_all_stages_of_a_training_are_tried(folder):
+    class Stages(Objective):
+        def at(self, progress):
+            return MaKDObjective(layers=(7,) if 0.6 < progress < 0.63 else None)
+
+    teacher = AutoModelForSequenceClassification.from_pretrained(folder / "teacher")
+    with pytest.raises(ValueError, match="layers has 7; there are 2 layers"):
+        try_objective(Stages(), teacher, {"sst2": teacher})
 
 
 def test_texts_beyond_the_teachers_positions_are_refused(experiment, tmp_path):

@@ -7,7 +7,14 @@ import torch
 from squad_samples import learnable, write
 from test_trainer import Gradients
 from tiny import bert_config, tokenizer
-from transformers import BertForQuestionAnswering, DistilBertConfig, DistilBertForQuestionAnswering, TrainingArguments
+from transformers import (
+    BertForQuestionAnswering,
+    DebertaV2Config,
+    DebertaV2ForQuestionAnswering,
+    DistilBertConfig,
+    DistilBertForQuestionAnswering,
+    TrainingArguments,
+)
 
 from fastkd.data.batches import span_collator
 from fastkd.data.squad import load_squad
@@ -73,6 +80,13 @@ def test_windows_of_more_tokens_than_positions_are_refused(data, tmp_path):
         trainer_for(model, tmp_path, data[1])
     with pytest.raises(ValueError, match="a row has 10 tokens"):
         trainer_for(model, tmp_path, None, data[1], data[0])
+
+
+def test_a_model_of_distances_reads_any_number_of_tokens(data, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+    config = DebertaV2Config(vocab_size=16, **sizes, max_position_embeddings=9, **relative)
+    trainer_for(DebertaV2ForQuestionAnswering(config), tmp_path, data[1], max_steps=1).train()
 
 
 def test_padding_has_no_share_in_the_loss():

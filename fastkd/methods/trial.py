@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 
 import torch
 from torch import nn
@@ -18,13 +19,12 @@ def try_objective(objective: Objective, student: nn.Module, teachers: Mapping[st
     """Compares the student with each task's teacher on a made-up text of two tokens, before any work is done.
 
     Raises:
-        ValueError: what a training's first step would raise, as of layers that one of the models does not have.
+        ValueError: what the first step of a stage would raise, as of layers that one of the models does not have.
     """
     for task, teacher in teachers.items():
         classes = teacher.config.tasks[task]["labels"]
         labels = torch.zeros(1, dtype=torch.long if classes else torch.float)
-        for progress in (0.0, 0.5, 1.0):
-            stage = objective.at(progress)
+        for stage, _ in groupby(objective.at(percent / 100) for percent in range(101)):
             taught = _features(stage, teacher, task) if stage.needs_teacher else Features()
             stage(_features(stage, student, task), taught, labels, torch.ones(1, 2, dtype=torch.long))
 

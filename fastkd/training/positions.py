@@ -21,6 +21,8 @@ def check_positions(model: nn.Module, rows: Iterable[Any]) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     for table in numbered_positions(model):  # as of RoBERTa, from the number after the pads' on
         positions = table.num_embeddings - (table.padding_idx or 0) - 1
+    if not getattr(config, "position_biased_input", True):  # DeBERTa's distances have a bound, its positions none
+        positions = None
     longest = max((length for some in rows for length in _lengths(some)), default=0)
     if positions is not None and longest > positions:
         kind = config.model_type
