@@ -29,7 +29,8 @@ def teacher_responses(
     search, as in MiniLLM's code); with ``KD(temperature=1.0)`` it is what the scripts of that code run by this name.
 
     Args:
-        dataset: of ``load_instructions``. Rows to which the teacher says nothing are left out.
+        dataset: of ``load_instructions``. Rows to which the teacher says nothing are left out. A response that was cut
+            at ``max_new_tokens`` is kept as if it ended there, a choice of this project.
         max_prompt_length: see ``cut_prompt``.
         seed: of the samples.
         **sampling: see ``generate_responses``.
