@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +45,7 @@ class Verdict:
 
 def verdict(differences: Sequence[float]) -> Verdict:
     """Student's t test of the differences against 0."""
+    differences = [round(difference, 9) for difference in differences]  # equal ones may differ by rounding
     count = len(differences)
     mean = statistics.fmean(differences) if count else None
     if count < 2:
@@ -55,16 +56,21 @@ def verdict(differences: Sequence[float]) -> Verdict:
 
 
 def gains(scores: Sequence[Score], better: str, worse: str) -> dict[int, dict[str, float]]:
-    """How far the row ``better`` is above the row ``worse``, by seed and column, of the seeds that have most columns.
+    """How far the row ``better`` is above the row ``worse``, by seed and column: of columns that all these seeds have.
 
-    Columns of one seed are no independent evidence, as a student may be shared by them; seeds are.
+    Columns of one seed are no independent evidence, as a student may be shared by them; seeds are. Where some seeds
+    lack columns, those that most seeds have are taken, as many as make most pairs with the seeds that have them all.
     """
     above, below = by_pair(scores, better), by_pair(scores, worse)
     found: dict[int, dict[str, float]] = defaultdict(dict)
-    for column, seed in above.keys() & below.keys():
+    for column, seed in sorted(above.keys() & below.keys()):
         found[seed][column] = above[column, seed] - below[column, seed]
-    most = max(map(len, found.values()), default=0)
-    return {seed: found[seed] for seed in sorted(found) if len(found[seed]) == most}
+    common = [column for column, _ in Counter(column for own in found.values() for column in own).most_common()]
+    choices = []
+    for columns in (common[:size] for size in range(1, len(common) + 1)):
+        seeds = [seed for seed in sorted(found) if {*columns} <= found[seed].keys()]
+        choices.append({seed: {column: found[seed][column] for column in columns} for seed in seeds})
+    return max(choices, key=lambda own: sum(map(len, own.values())), default={})
 
 
 def beats(better: str, worse: str, text: str) -> Claim:

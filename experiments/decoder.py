@@ -29,7 +29,7 @@ from experiments.claims import beats, verdicts
 from experiments.makd import FINE_TUNED, MAKD
 from experiments.options import check_names, settings_of, several
 from experiments.reader import arguments
-from experiments.report import mean_and_spread
+from experiments.report import PERPLEXITY, mean_and_spread
 from experiments.runs import Runs
 from experiments.scores import TEACHER, surroundings
 from experiments.students import Trained, facts, size_and_latency
@@ -154,7 +154,7 @@ def write_perplexities(table: Table) -> None:
                 known = {**trained, "scores": {"perplexity": quality(trained)}}
                 lines += csv_file.scores_of(row, int(seed), {"perplexity": "perplexity"}, known)
     parts = [aligned(["", "perplexity"], body), verdicts(table.claims, lines), HOW_TO_READ]
-    write_text(table.folder / "perplexity.md", "\n\n".join(parts) + "\n")
+    write_text(table.folder / PERPLEXITY, "\n\n".join(parts) + "\n")
 
 
 def make_tokenizer(texts: Sequence[str], train: Dataset, folder: Path, read: Mapping[str, Any]) -> Any:

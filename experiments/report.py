@@ -14,13 +14,14 @@ from experiments.scores import MAJORITY, Score
 from fastkd.training.report import ModelResult, aligned, columns_of, draw
 from fastkd.training.runs import write_text
 
+PERPLEXITY = "perplexity.md"
 FILES = {
     "scores.csv": ".csv",
     "table.md": ".md",
     "scores.png": ".png",
     "verdicts.md": "-verdicts.md",
     "kept.md": "-kept.md",
-    "perplexity.md": "-perplexity.md",
+    PERPLEXITY: "-perplexity.md",
 }
 """What a report is made of, the last two of MKD and of decoders alone, and how the kept copies end."""
 HOW_TO_READ = """Differences are in points of 100, one of the students of each seed, averaged over the columns. A claim
@@ -73,7 +74,10 @@ def model_result(row: str, lines: Sequence[Score], columns: Sequence[str]) -> Mo
 
 
 def markdown_table(results: Sequence[tuple[str, Sequence[Score]]], columns: Sequence[str]) -> str:
-    """Mean ± standard deviation over seeds, the size, and the mean time of training one student, of all threads."""
+    """Mean ± standard deviation over seeds, the size, and the mean time of training one student, of all threads.
+
+    A row that lacks a column has no mean over columns, of scores or of times: those of others would be other tasks'.
+    """
     body = []
     for row, lines in results:
         model = model_result(row, lines, columns)
@@ -87,9 +91,9 @@ def markdown_table(results: Sequence[tuple[str, Sequence[Score]]], columns: Sequ
 def _cost(model: ModelResult, lines: Sequence[Score]) -> list[str]:
     if not model.parameters:
         return ["–"] * 3
-    minutes = statistics.fmean(line.seconds * line.threads for line in lines) / 60
+    minutes = f"{statistics.fmean(line.seconds * line.threads for line in lines) / 60:.1f} min" if model.scores else "–"
     size = f"{model.parameters / 1e6:.1f} M ({model.inner_parameters / 1e6:.1f} M)"
-    return [size, f"{1e3 * model.latency:.2f} ms", f"{minutes:.1f} min"]
+    return [size, f"{1e3 * model.latency:.2f} ms", minutes]
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

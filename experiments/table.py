@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from experiments import scores as csv_file
 from experiments.claims import Claim
-from experiments.report import FILES, write_report
+from experiments.report import FILES, PERPLEXITY, write_report
 from experiments.scores import TEACHER, Score
 from experiments.students import folder_name
 from fastkd.training.parallel import Add, train_all
@@ -81,8 +81,13 @@ class Table:
         one_setting(kept.with_suffix(".json"), settings)
         measured = {(line.row, line.column) for line in scores}
         before = csv_file.read(kept) if kept.exists() else []
-        stays = of_same_teachers(before, scores)
-        scores += [line for line in stays if (line.row, line.column) not in measured]
+        stays = [line for line in of_same_teachers(before, scores) if (line.row, line.column) not in measured]
+        if stays and (self.folder / PERPLEXITY).exists():
+            rows = ", ".join(dict.fromkeys(line.row for line in stays))
+            raise ValueError(
+                f"{kept} has {rows}, whose perplexities are not in {self.folder}: train these rows there, too"
+            )
+        scores += stays
         with tempfile.TemporaryDirectory() as folder:
             self._write(Path(folder), scores)
             for file, ending in FILES.items():

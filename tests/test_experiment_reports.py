@@ -63,6 +63,23 @@ def test_nothing_of_another_teacher_stays_in_a_column(tmp_path, monkeypatch):
     assert keep("SM", "a", "tuesday") == {("KD", "b"), ("SM", "b"), ("SM", "a")}
 
 
+def test_perplexities_of_rows_that_were_kept_before_are_not_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+    for run, rows in (("first", ["KD"]), ("second", ["SM"]), ("third", ["SM", "KD"])):
+        own = table.Table("t", "T", tmp_path / run, ("KD", "SM"), ("a",), (), {})
+        for row in rows:
+            write(own.group_folder(row) / "scores.csv", [score(row, "a", 1, 50.0)])
+        own.report()
+        (own.folder / "perplexity.md").write_text(run)
+        if run == "second":
+            with pytest.raises(ValueError, match=r"t\.csv has KD, whose perplexities are not in .*second: train these"):
+                own.keep()
+        else:
+            own.keep()
+        kept = (tmp_path / "results" / "t-perplexity.md").read_text()
+        assert kept == ("third" if run == "third" else "first")
+
+
 def test_seeds_of_other_calls_stay(tmp_path):
     path = tmp_path / "scores.csv"
     add(path, [score("KD", "a", seed, 50.0) for seed in (1, 2)])
@@ -82,6 +99,7 @@ def test_seeds_of_other_calls_stay(tmp_path):
         ([1.0, 2.2, 1.2], "within noise", 1.4667, 0.3712, 0.0585),
         ([0.0, 0.0], "within noise", 0.0, 0.0, 1.0),
         ([2.0, 2.0], "holds here", 2.0, 0.0, 0.0),
+        ([(70.1 - 70.0) + (60.0 - 60.1), (80.3 - 80.2) + (50.1 - 50.2)], "within noise", 0.0, 0.0, 1.0),
         ([5.0], "not enough measured", 5.0, None, None),
         ([], "not enough measured", None, None, None),
     ],
@@ -104,6 +122,15 @@ def test_a_claim_compares_students_of_one_seed_on_an_average_of_columns():
     assert "| < 0.01 |" in verdicts([beats("good", "bad", "good is better")], [*bad, *good])
 
 
+def test_a_claim_averages_the_same_columns_of_all_its_seeds():
+    good = scores_of("good", {("a", 1): 1, ("b", 1): 5, ("a", 2): 2, ("c", 2): 90})
+    bad = scores_of("bad", {("a", 1): 0, ("b", 1): 0, ("a", 2): 0, ("c", 2): 0})
+    claim = beats("good", "bad", "")
+    assert claim.differences([*good, *bad]) == [1, 2]  # one column of two seeds, not two columns of one
+    more = scores_of("good", {("a", 3): 3, ("b", 3): 9, ("b", 2): 6}) + scores_of("bad", {("a", 3): 0, ("b", 3): 0})
+    assert claim.differences([*good, *bad, *more, score("bad", "b", 2, 0)]) == [3, 4, 6]
+
+
 def test_little_data_is_the_smallest_part_against_the_largest():
     claim = gains_most_with_little_data("SM+TMKD", "KD", "", mixkd.Cell.parse)
     kd = scores_of("KD", {(c, s): 50 for c in ("rte:1%", "rte:10%", "rte:100%", "sst2:1%") for s in (1, 2)})
@@ -118,6 +145,15 @@ def test_scores_survive_their_file(tmp_path):
     assert read(tmp_path / "scores.csv") == lines
     with open(tmp_path / "scores.csv", newline="") as file:
         assert next(csv.reader(file)) == [field.name for field in fields(Score)]
+
+
+def test_a_row_without_all_columns_has_no_mean_over_them(tmp_path):
+    own = table.Table("t", "T", tmp_path, ("KD", "SM"), ("a", "b"), (), {})
+    for row, columns in (("KD", "ab"), ("SM", "a")):
+        lines = [replace(score(row, column, 1, 50.0), parameters=100, seconds=60.0) for column in columns]
+        write(own.group_folder(row) / "scores.csv", lines)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in own.report().splitlines()]
+    assert [(line[3], line[-1]) for line in cells[2:]] == [("50.0", "1.0 min"), ("–", "–")]
 
 
 def test_a_table_shows_the_least_latency_of_models_of_one_size_and_no_average_of_one_column(tmp_path):

@@ -1,16 +1,52 @@
 """MaKD's experiments on readers and decoders: tables, resumption, and refusal to mix what other data gave."""
 
+import pytest
 from decoder_samples import write_lines
 from squad_samples import learnable
 from squad_samples import write as write_squad
 from test_experiments import folder  # noqa: F401
 
-from experiments import decoder, reader
+from experiments import decoder, makd, reader
 from experiments.__main__ import main
 from experiments.scores import read
+from fastkd.methods.baselines import KD, PKD, DistilBERT, MiniLM, MiniLMv2, TinyBERT
+from fastkd.methods.makd import LEVELS, MaKDObjective
+
+PARTS = {part for parts in LEVELS.values() for part in parts}
+LEFT_OUT = {
+    "MaKD": set(),
+    "low-rank fine-tuned": PARTS - {"labels"},
+    "MaKD without attention": {"attention"},
+    "MaKD without hidden states": {"hidden"},
+    "MaKD without matrices": {"mha", "ffn"},
+    "MaKD without logits": {"logits"},
+}
+OTHERS = {"DistilBERT": DistilBERT, "PKD": PKD, "TinyBERT": TinyBERT, "MiniLM": MiniLM, "MiniLMv2": MiniLMv2}
+
+
+@pytest.mark.parametrize("row", makd.ROWS)
+def test_a_row_learns_what_its_name_says(row, tmp_path):
+    objective = reader.objective_of(makd.ROWS[row], reader.arguments(tmp_path, use_cpu=True)).at(0.0)
+    if row in OTHERS:
+        assert type(objective) is OTHERS[row]
+    else:
+        assert {part for part, weight in objective.weights.items() if weight == 0.0} == LEFT_OUT[row]
+
+
+def spied(trainer, calls):
+    """The trainer, each of whose objectives and training rows join ``calls``."""
+
+    class Spy(trainer):
+        def __init__(self, student, args, collate, train, *rest, **options):
+            calls.append((options["objective"], [row["input_ids"] for row in train]))
+            super().__init__(student, args, collate, train, *rest, **options)
+
+    return Spy
 
 
 def test_a_reader(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
+    calls = []
+    monkeypatch.setattr(reader, "SpanDistillationTrainer", spied(reader.SpanDistillationTrainer, calls))
     monkeypatch.setattr(reader, "SIZES", {"max_length": 10, "doc_stride": 2, "max_question_length": 2})
     write_squad(tmp_path / "squad" / "train.json", *learnable())
     write_squad(tmp_path / "squad" / "dev.json", *learnable())
@@ -32,7 +68,8 @@ def test_a_reader(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
     ]
     sizes = {score.row: score.parameters for score in scores}
     assert all(0 < sizes[row] <= 0.7 * sizes["teacher"] for row in rows)
-    assert "MaKD beats TinyBERT" in capsys.readouterr().out
+    args = reader.arguments(tmp_path, use_cpu=True)
+    assert [objective for objective, _ in calls] == [reader.objective_of(reader.ROWS[row], args) for row in rows]
     finished = sorted((tmp_path / "runs").rglob("result.json"))
     times = [path.stat().st_mtime for path in finished]
     assert len(finished) == 1 + len(rows)
@@ -43,6 +80,10 @@ def test_a_reader(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
 
 
 def test_a_decoder(tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(
+        decoder, "LanguageModelDistillationTrainer", spied(decoder.LanguageModelDistillationTrainer, calls)
+    )
     monkeypatch.setattr(
         decoder, "SIZES", {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 128, "vocab_size": 300}
     )
@@ -83,8 +124,13 @@ def test_a_decoder(tmp_path, monkeypatch, capsys):
     assert {score.learning_rate for score in scores if score.row != "teacher"} == {1e-3}  # by ROUGE-L the other
     perplexities, verdicts, _ = (tmp_path / "runs" / "70" / "perplexity.md").read_text().split("\n\n")
     assert [line.split("|")[1].strip() for line in perplexities.splitlines()[2:]] == names
-    assert [line.count("MaKD beats") for line in verdicts.splitlines()[2:]] == [1, 1, 1]
-    assert "MaKD beats SeqKD" in capsys.readouterr().out
+    assert [line.split("|")[1].strip().split(" at ")[0] for line in verdicts.splitlines()[2:]] == [
+        f"MaKD beats {name}" for name in names[1:4]
+    ]
+    learned = dict(zip(names[1:], calls[::4], strict=True))  # two rates, then two seeds
+    labels = KD(alpha=0.0)
+    assert [objective for objective, _ in learned.values()] == [labels, KD(temperature=1.0), labels, MaKDObjective()]
+    assert learned["KD"][1] == learned["MaKD"][1] == learned["low-rank fine-tuned"][1] != learned["SeqKD"][1]
     assert main(["makd-decoder", *places, *options, "--new-tokens", "4", "--samples", "1"]) == 1
     assert "other settings (new_tokens 8 there, 4 here)" in capsys.readouterr().err
     assert main(["makd-decoder", *places, "--test", str(test), *options]) == 1
