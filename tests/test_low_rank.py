@@ -16,6 +16,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BitsAndBytesConfig,
 )
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import validate_quantization_for_training
@@ -23,6 +24,7 @@ from transformers.trainer_utils import validate_quantization_for_training
 from fastkd.students import LowRankEmbedding, LowRankLinear, factorize, merge, plan_factorization
 from fastkd.students.factorization import energies
 from fastkd.students.low_rank import truncated_svd
+from fastkd.training.classifiers import MultiTaskEncoder
 
 
 def count(model):
@@ -37,6 +39,8 @@ def test_the_factors_are_the_best_of_their_rank():
         error = (up.double() @ down.double() - weight.double()).norm()
         torch.testing.assert_close(error, singular[rank:].norm(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(up.T @ up, down @ down.T, rtol=1e-4, atol=1e-4)  # Σ is split equally
+    up, down = truncated_svd(weight.double(), 12)
+    torch.testing.assert_close(up @ down, weight.double(), rtol=1e-12, atol=1e-12)
     for rank in (0, 13):
         with pytest.raises(ValueError, match=f"rank is {rank}; it must be 1 to 12"):
             truncated_svd(weight, rank)
@@ -60,6 +64,9 @@ def test_a_table_of_full_rank_is_the_dense_one():
     ids = torch.tensor([[0, 2, 8]])
     factored = LowRankEmbedding.from_dense(table, 4)
     torch.testing.assert_close(factored(ids), table(ids), rtol=1e-4, atol=1e-5)
+    factored(ids).sum().backward()
+    assert factored.up.grad[[0, 8]].any(1).all()
+    assert not factored.up.grad[2].any()  # a pad is not learned
     merged = factored.merged()
     assert merged.padding_idx == 2
     torch.testing.assert_close(merged(ids), table(ids), rtol=1e-4, atol=1e-5)
@@ -211,6 +218,16 @@ def test_a_plan_changes_nothing():
 def test_energies_are_parts_of_the_squared_norm():
     weight = torch.diag(torch.tensor([3.0, 1.0, 2.0]))
     torch.testing.assert_close(energies(weight), torch.tensor([9.0, 4.0, 1.0]).double() / 14)
+    assert energies(torch.zeros(3, 2)).tolist() == [1.0, 0.0]
+
+
+def test_a_plan_of_another_model_is_refused():
+    plan = plan_factorization(make("bert"), rank=3)
+    with pytest.raises(ValueError, match=r"plan has bert\.encoder\.\S+, \(32, 32\), which this GPT2LMHeadModel"):
+        factorize(make("gpt2"), plan)
+    wider = BertForSequenceClassification(BertConfig(**SIZES | {"hidden_size": 36}))
+    with pytest.raises(ValueError, match="which this BertForSequenceClassification does not have"):
+        factorize(wider, plan)
 
 
 @pytest.mark.parametrize(
@@ -219,8 +236,10 @@ def test_energies_are_parts_of_the_squared_norm():
         ({}, "exactly one of parameters, ratio and rank"),
         ({"ratio": 0.5, "rank": 3}, "exactly one of parameters, ratio and rank"),
         ({"ratio": 1.5}, "ratio must be above 0 and below 1, got 1.5"),
-        ({"rank": 0}, "rank is 0; it must be 1 to 21"),
-        ({"rank": 500}, "rank is 500; it must be 1 to 21, above which no matrix becomes smaller"),
+        ({"rank": 0}, "rank is 0; it must be a whole number from 1 to 21"),
+        ({"rank": 500}, "rank is 500; it must be a whole number from 1 to 21, above which no matrix becomes"),
+        ({"rank": 2.5}, "rank is 2.5; it must be a whole number from 1 to 21"),
+        ({"rank": True}, "rank is True; it must be a whole number"),
         ({"parameters": 10**9}, "parameters is 1,000,000,000; it must be less than the model's"),
         ({"parameters": 100}, "a budget of 100 parameters cannot be met: rank 1 everywhere leaves"),
         ({"ratio": 0.5, "allocation": "best"}, "allocation must be one of uniform, spectrum, got 'best'"),
@@ -274,6 +293,28 @@ def test_other_classes_of_the_same_base_load_a_student(name, auto, tmp_path):
     factorize(with_head, plan_factorization(with_head, rank=3, embedding=True)).save_pretrained(tmp_path / "classes")
     again = AutoModel.from_pretrained(tmp_path / "classes").eval()
     torch.testing.assert_close(again(**BATCH).last_hidden_state, hidden)
+
+
+def test_heads_of_tasks_on_a_low_rank_encoder_and_the_encoder_of_a_student(tmp_path):
+    body = make("bert").base_model
+    low_rank = factorize(body, plan_factorization(body, rank=3, embedding=True))
+    model = MultiTaskEncoder.from_encoder(low_rank, ["rte"]).eval()
+    whole = MultiTaskEncoder.from_encoder(copy.deepcopy(body), ["rte"])
+    student = factorize(whole, plan_factorization(whole, rank=3, embedding=True)).eval()
+    for number, some in enumerate((model, student)):
+        logits, states = some(**BATCH).logits, some.encoder(**BATCH).last_hidden_state
+        for turn in range(2):  # a loaded one is saved again
+            some.save_pretrained(tmp_path / f"{number}-{turn}")
+            some.encoder.save_pretrained(tmp_path / f"{number}-{turn}-encoder")
+            some = AutoModelForSequenceClassification.from_pretrained(tmp_path / f"{number}-{turn}").eval()
+            encoder = AutoModel.from_pretrained(tmp_path / f"{number}-{turn}-encoder").eval()
+            assert torch.equal(some(**BATCH).logits, logits)
+            assert torch.equal(encoder(**BATCH).last_hidden_state, states)
+        merge(some).save_pretrained(tmp_path / f"{number}-merged")
+        assert "quantization" not in (tmp_path / f"{number}-merged" / "config.json").read_text()
+    body.config.quantization_config = BitsAndBytesConfig(load_in_8bit=True)
+    with pytest.raises(ValueError, match="BertModel is quantised; give one that is not"):
+        MultiTaskEncoder.from_encoder(body, ["rte"])
 
 
 def test_a_student_loads_in_a_process_of_its_own(tmp_path):

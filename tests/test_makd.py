@@ -29,7 +29,7 @@ def features_of(model):
 
 def pair(name="bert"):
     teacher = make(name).requires_grad_(False)
-    student = factorize(teacher, plan_factorization(teacher, rank=6)).requires_grad_(True)
+    student = factorize(teacher, plan_factorization(teacher, rank=6))
     return student, teacher
 
 

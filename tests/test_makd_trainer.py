@@ -27,7 +27,7 @@ def teacher():
 def trainer_for(folder, data, teacher, **arguments):
     defaults = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "seed": 3, "num_train_epochs": 2}
     args = MaKDConfig(str(folder), **(defaults | {"per_device_train_batch_size": 8} | arguments))
-    student = factorize(teacher, plan_factorization(teacher, rank=4)).requires_grad_(True)
+    student = factorize(teacher, plan_factorization(teacher, rank=4))
     return MaKDTrainer(student, args, COLLATE, *data, teacher=teacher)
 
 

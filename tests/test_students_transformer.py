@@ -10,12 +10,14 @@ from transformers import (
     BertForMaskedLM,
     DistilBertConfig,
     ElectraConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     ModernBertConfig,
     RobertaConfig,
 )
 
 from fastkd.methods.students import TransformerStudent
-from fastkd.students import first_layers, transformer_student
+from fastkd.students import first_layers, shallow, transformer_student
 from fastkd.training.teacher import MultiTaskEncoder, load_teacher
 
 IDS = torch.tensor([[2, 4, 10, 3, 14, 3], [2, 7, 3, 10, 3, 0]])
@@ -70,6 +72,23 @@ def test_a_student_of_any_encoder_is_saved_and_loaded(name, tmp_path):
             logits = student(**INPUTS, task=task).logits
             assert logits.shape == (2, outputs)
             same_answers(loaded(**INPUTS, task=task).logits, logits)
+
+
+def test_a_shallow_model_has_the_head_dtype_and_options_of_its_source():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 16, "n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 16}
+    source = GPT2LMHeadModel(GPT2Config(**sizes)).to(torch.bfloat16).eval()
+    source.generation_config.max_new_tokens = 7
+    shorter = shallow(source, 2).eval()
+    assert (shorter.dtype, shorter.generation_config.max_new_tokens) == (torch.bfloat16, 7)
+    assert shorter.generation_config is not source.generation_config
+    source.transformer.h = source.transformer.h[:2]
+    assert torch.equal(shorter(IDS).logits, source(IDS).logits)
+
+
+def test_a_model_with_heads_of_tasks_is_shortened_by_another_function(bert):
+    with pytest.raises(ValueError, match="MultiTaskEncoder, which transformer_student shortens"):
+        shallow(transformer_student(bert, 2, ["rte"]), 1)
 
 
 def test_the_pooling_is_the_mean_of_the_layers_first_states(bert):

@@ -13,6 +13,8 @@ from transformers import (
     Gemma2ForCausalLM,
     MPNetConfig,
     MPNetModel,
+    T5Config,
+    T5EncoderModel,
 )
 
 from fastkd.training.attention import TAPS
@@ -30,7 +32,7 @@ def maps_of(attention):
     """The attention maps of a layer, from what was recorded of it."""
     query, key = attention.query, attention.key
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scores = query @ key.mT * attention.scale
+    scores = query @ key.mT * attention.scale + (0.0 if attention.bias is None else attention.bias)
     length = query.shape[2]
     distance = torch.arange(length)[:, None] - torch.arange(length)
     seen = MASK[:, None, None, :].bool()
@@ -58,6 +60,20 @@ def test_the_features_are_the_models_own(name):
     same = 4 if name in ENCODERS and name != "modernbert" else 3  # of a decoder transformers gives the normalised last
     for state, expected in zip(features.hidden[:same], want.hidden_states[:same], strict=True):
         torch.testing.assert_close(state * MASK[..., None], expected * MASK[..., None], rtol=1e-5, atol=1e-5)
+
+
+def test_maps_with_a_bias_of_positions():
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "num_heads": 4, "num_layers": 3, "d_ff": 64}
+    model = T5EncoderModel(T5Config(vocab_size=50, **sizes, initializer_factor=3.0)).eval()
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    want = eager(**BATCH, output_attentions=True).attentions
+    features, _ = recorded(model)
+    for attention, maps in zip(features.attention, want, strict=True):
+        assert attention.bias.std() > 0.1
+        valid = MASK[:, None, :, None]
+        torch.testing.assert_close(maps_of(attention) * valid, maps * valid, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

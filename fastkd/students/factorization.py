@@ -147,7 +147,14 @@ def factorize(model: Model, plan: Plan) -> Model:
 
     ``save_pretrained`` stores the ranks in the configuration; ``from_pretrained`` of the model's class and of the
     ``Auto*`` classes loads it, once ``fastkd.students`` has been imported.
+
+    Raises:
+        ValueError: the plan is of another model.
     """
+    modules = dict(model.named_modules())
+    for matrix in plan.matrices:
+        if matrix.name not in modules or tuple(dense_weight(modules[matrix.name]).shape) != matrix.shape:
+            raise ValueError(f"plan has {matrix.name}, {matrix.shape}, which this {type(model).__name__} does not have")
     student = copy.deepcopy(model)
     for name, rank in plan.ranks.items():
         dense = student.get_submodule(name)
@@ -200,11 +207,13 @@ class _Candidates:
         """That rank for every matrix.
 
         Raises:
-            ValueError: it is below 1, or so high that no matrix becomes smaller.
+            ValueError: it is no whole number, below 1, or so high that no matrix becomes smaller.
         """
         most = max((out * into - 1) // (out + into) for out, into in self.shapes.values())
-        if not 1 <= rank <= most:
-            raise ValueError(f"rank is {rank}; it must be 1 to {most}, above which no matrix becomes smaller")
+        if type(rank) is not int or not 1 <= rank <= most:
+            raise ValueError(
+                f"rank is {rank!r}; it must be a whole number from 1 to {most}, above which no matrix becomes smaller"
+            )
         return dict.fromkeys(self.modules, rank)
 
     def saved(self, ranks: Mapping[str, int]) -> int:
@@ -247,8 +256,12 @@ def _others(model: PreTrainedModel, candidates: Mapping[str, nn.Module]) -> list
 
 
 def energies(weight: Tensor) -> Tensor:
-    """What part of its squared Frobenius norm each singular value of a matrix holds, float64, falling."""
+    """What part of its squared Frobenius norm each singular value of a matrix holds, float64, falling.
+
+    Of a matrix of zeros the first holds all.
+    """
     squares: Tensor = torch.linalg.svdvals(weight.detach().float()).double().square()
+    squares[0] += squares.sum() == 0
     return squares / squares.sum()
 
 

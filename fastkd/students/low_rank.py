@@ -178,6 +178,6 @@ def truncated_svd(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     if not 1 <= rank <= min(weight.shape):
         raise ValueError(f"rank is {rank}; it must be 1 to {min(weight.shape)} for a matrix of {tuple(weight.shape)}")
-    u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)
+    u, s, vh = torch.linalg.svd(weight.to(torch.promote_types(weight.dtype, torch.float32)), full_matrices=False)
     root = s[:rank].sqrt()
     return u[:, :rank] * root, root[:, None] * vh[:rank]

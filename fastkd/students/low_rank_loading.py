@@ -55,7 +55,7 @@ class LowRankLoader(HfQuantizer):
         for name, rank in self.quantization_config.ranks.items():
             dense = model.get_submodule(name)
             exchange(model, name, factor_class(dense).like(dense, rank))
-        _tie(model)
+        remember_ranks(model, self.quantization_config.ranks)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -93,16 +93,40 @@ def exchange(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def remember_ranks(model: Any, ranks: Mapping[str, int]) -> None:
-    """Makes ``save_pretrained`` store the ranks."""
-    model.config.quantization_config = LowRankConfig(ranks)
-    model.hf_quantizer = LowRankLoader(model.config.quantization_config)
+    """Makes ``save_pretrained`` store the ranks, that of the model and that of the encoder in it."""
+    for prefix, part in _configured(model):
+        own = {name.removeprefix(prefix): rank for name, rank in ranks.items() if name.startswith(prefix)}
+        if own:
+            part.config.quantization_config = LowRankConfig(own)
+            part.hf_quantizer = LowRankLoader(part.config.quantization_config)
     _tie(model)
+
+
+def carry_ranks(model: PreTrainedModel) -> None:
+    """Makes ``save_pretrained`` of a model that was made around a low-rank base store the base's ranks.
+
+    Raises:
+        ValueError: the base is quantised in another way.
+    """
+    known = getattr(model.base_model.config, "quantization_config", None)
+    if known is None:
+        return
+    if not isinstance(known, LowRankConfig):
+        raise ValueError(f"{type(model.base_model).__name__} is quantised; give one that is not")
+    remember_ranks(model, {f"{model.base_model_prefix}.{name}": rank for name, rank in known.ranks.items()})
+
+
+def _configured(model: Any) -> list[tuple[str, Any]]:
+    """The model and those of its parts that have a configuration of their own, each with the prefix of its modules."""
+    parts = [(f"{name}.", part) for name, part in model.named_children() if isinstance(part, PreTrainedModel)]
+    return [("", model), *((prefix, part) for prefix, part in parts if part.config is not model.config)]
 
 
 def forget_ranks(model: Any) -> None:
     """Makes a model without factors an ordinary one."""
-    if getattr(model, "hf_quantizer", None) is not None:
-        model.hf_quantizer.remove_quantization_config(model)
+    for _, part in _configured(model):
+        if getattr(part, "hf_quantizer", None) is not None:
+            part.hf_quantizer.remove_quantization_config(part)
     vars(model).pop("_tied_weights_keys", None)
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
     model.tie_weights()

@@ -67,12 +67,17 @@ def first_layers(encoder: PreTrainedModel, count: int) -> PreTrainedModel:
 
 
 def shallow(model: Model, count: int) -> Model:
-    """A copy of any model, its head included, that ends after its first ``count`` layers.
+    """A copy of a model, its head included, that ends after its first ``count`` layers.
 
     Raises:
-        ValueError: as :func:`first_layers`.
+        ValueError: as :func:`first_layers`; or the model is a ``MultiTaskEncoder``.
     """
-    return _filled(type(model)(_shorter(model, count)), model)
+    if isinstance(model, MultiTaskEncoder):
+        raise ValueError("model is a MultiTaskEncoder, which transformer_student shortens")
+    shorter: Any = _filled(type(model)(_shorter(model, count)), model)
+    if model.can_generate():
+        shorter.generation_config = copy.deepcopy(model.generation_config)
+    return cast(Model, shorter.to(model.dtype))
 
 
 def _shorter(model: PreTrainedModel, count: int) -> PreTrainedConfig:

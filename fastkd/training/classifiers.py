@@ -84,12 +84,19 @@ class MultiTaskEncoder(PreTrainedModel):  # type: ignore[no-untyped-call]
     def from_encoder(
         cls, source: str | PreTrainedModel, tasks: Sequence[str | Task], **config: Any
     ) -> MultiTaskEncoder:
-        """Fresh heads for ``tasks``, known ones by name, on an encoder: one to load in float32, or the model itself."""
+        """Fresh heads for ``tasks``, known ones by name, on an encoder: one to load in float32, or the model itself.
+
+        Raises:
+            ValueError: a quantised encoder; one of low-rank factors is welcome.
+        """
+        from fastkd.students.low_rank_loading import carry_ranks  # which imports this module
+
         encoder = AutoModel.from_pretrained(source, dtype=torch.float32) if isinstance(source, str) else source
         known = [task if isinstance(task, Task) else get_task(task) for task in tasks]
         labels = {task.name: {"labels": task.label_names} for task in known}
         model = cls(MultiTaskEncoderConfig(encoder.config, labels, **config))
         model.encoder = _read_by(model.config.pooling, encoder)
+        carry_ranks(model)
         return model
 
     def keep_tasks(self, tasks: Sequence[str]) -> None:
