@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from fastkd.methods.students import TransformerStudent
-from fastkd.students import first_layers, shallow, transformer_student
+from fastkd.students import factorize, first_layers, merge, plan_factorization, shallow, transformer_student
 from fastkd.training.teacher import MultiTaskEncoder, load_teacher
 
 IDS = torch.tensor([[2, 4, 10, 3, 14, 3], [2, 7, 3, 10, 3, 0]])
@@ -89,6 +89,13 @@ def test_a_shallow_model_has_the_head_dtype_and_options_of_its_source():
 def test_a_model_with_heads_of_tasks_is_shortened_by_another_function(bert):
     with pytest.raises(ValueError, match="MultiTaskEncoder, which transformer_student shortens"):
         shallow(transformer_student(bert, 2, ["rte"]), 1)
+
+
+def test_a_low_rank_source_is_refused_until_it_is_merged(bert):
+    low_rank = factorize(bert, plan_factorization(bert, rank=3))
+    with pytest.raises(ValueError, match=r"the source is low-rank or quantised; shorten what fastkd.students.merge"):
+        transformer_student(low_rank, 2, ["rte"])
+    assert transformer_student(merge(low_rank), 2, ["rte"])(**INPUTS).logits.shape == (2, 2)
 
 
 def test_the_pooling_is_the_mean_of_the_layers_first_states(bert):

@@ -56,8 +56,8 @@ def first_layers(encoder: PreTrainedModel, count: int) -> PreTrainedModel:
     What follows the layers (a pooler, a last norm) is the encoder's own.
 
     Raises:
-        ValueError: ``count`` is not 1 up to the number of layers, or a weight of the shorter encoder is not
-            among the weights of the longer one.
+        ValueError: ``count`` is not 1 up to the number of layers, the encoder is quantised or low-rank, or a weight of
+            the shorter encoder is not among the weights of the longer one.
     """
     encoder = encoder.encoder if isinstance(encoder, MultiTaskEncoder) else encoder
     shorter: Any = AutoModel.from_config(_shorter(encoder, count))
@@ -84,6 +84,8 @@ def _shorter(model: PreTrainedModel, count: int) -> PreTrainedConfig:
     depth = model.config.num_hidden_layers
     if not 1 <= count <= depth:
         raise ValueError(f"layers is {count}; it must be 1 to {depth}, the layers of the {model.config.model_type}")
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ValueError("the source is low-rank or quantised; shorten what fastkd.students.merge makes of it")
     config = copy.deepcopy(model.config)
     for name in vars(config):
         if name.endswith("layer_types"):  # one entry per layer, as in ModernBERT
