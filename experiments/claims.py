@@ -99,11 +99,13 @@ def gains_most_with_little_data(better: str, worse: str, text: str, place: Calla
 
 
 def verdicts(claims: Sequence[Claim], scores: Sequence[Score]) -> str:
-    """A markdown table of the claims and what the scores say to them."""
+    """A markdown table of what the scores say to the claims; those on rows that are not there are left out."""
     header = ["claim", "verdict", "mean difference", "standard error", "p", "seeds"]
     body = []
     for claim in claims:
         found = verdict(claim.differences(scores))
+        if not found.count:
+            continue
         numbers = ["–" if value is None else f"{value:.2f}" for value in (found.mean, found.error, found.p)]
         numbers[-1] = numbers[-1].replace("0.00", "< 0.01")
         body.append([claim.text, found.words, *numbers, str(found.count)])

@@ -118,6 +118,7 @@ def test_a_claim_compares_students_of_one_seed_on_an_average_of_columns():
     table = verdicts([beats("good", "bad", "good is better")], [*bad, *good]).splitlines()
     cells = ["good is better", "within noise", "1.80", "0.20", "0.07", "2"]
     assert [cell.strip() for cell in table[2].split("|")[1:-1]] == cells
+    assert len(verdicts([beats("good", "worst", "good is better")], [*bad, *good]).splitlines()) == 2  # no such row
     bad[0] = replace(bad[0], score=69.8)  # the seeds agree
     assert "| < 0.01 |" in verdicts([beats("good", "bad", "good is better")], [*bad, *good])
 
