@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
-COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """What a tokenizer gives to a model."""
 
 
@@ -46,7 +46,7 @@ def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max
         if made_here:
             pieces = range(len(texts[0]))
             encoding["token_type_ids"] = [token_types(encoding.sequence_ids(i)) for i in pieces]
-        kept = {column: encoding[column] for column in COLUMNS}
+        kept = {column: encoding[column] for column in INPUTS}
         lengths = [len(ids) for ids in encoding["input_ids"]]
         return {**kept, "length": lengths}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastkd.data.encode import COLUMNS, tells_apart, token_types
+from fastkd.data.encode import INPUTS, tells_apart, token_types
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,7 +63,7 @@ def encode_squad(
         places = encoding["overflow_to_sample_mapping"]
         if made_here:
             encoding["token_type_ids"] = [token_types(encoding.sequence_ids(i)) for i in range(len(places))]
-        columns: dict[str, list[Any]] = {name: encoding[name] for name in COLUMNS}
+        columns: dict[str, list[Any]] = {name: encoding[name] for name in INPUTS}
         made = [_window(encoding, i, rows["answers"][of]) for i, of in enumerate(places)]
         columns |= {name: [window[name] for window in made] for name in made[0]}
         columns["question"] = [indices[of] for of in places]

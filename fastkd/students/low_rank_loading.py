@@ -93,7 +93,7 @@ def exchange(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def remember_ranks(model: Any, ranks: Mapping[str, int]) -> None:
-    """Makes ``save_pretrained`` store the ranks, that of the model and that of the encoder in it."""
+    """Makes ``save_pretrained`` store the ranks: the model's own, and that of an encoder in it."""
     for prefix, part in _configured(model):
         own = {name.removeprefix(prefix): rank for name, rank in ranks.items() if name.startswith(prefix)}
         if own:

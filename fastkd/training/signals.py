@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fastkd.data.encode import INPUTS
 from fastkd.training.output import saving
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COLUMN = "teacher_logits"
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class TeacherSignal:
@@ -65,7 +65,7 @@ class TeacherSignal:
     def __call__(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits (B, labels) of the batch's task, float32, without gradient."""
         task, device = batch["task"], batch["input_ids"].device.type
-        inputs = {name: batch[name] for name in _INPUTS if name in batch}
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
         with torch.autocast(device, self.autocast) if self.autocast else nullcontext():
             logits: Tensor = self.teachers[task](**inputs, task=task).logits
         return logits.float()[:, self.orders[task]]
@@ -75,7 +75,7 @@ class TeacherSignal:
 
         The tokens stand for texts, tokenizer and maximal length together.
         """
-        columns = [name for name in ("row", *_INPUTS) if name in rows.column_names]
+        columns = [name for name in ("row", *INPUTS) if name in rows.column_names]
         return fingerprint([task, self.orders[task], str(self.autocast)], self.teachers[task], rows, columns)
 
 
