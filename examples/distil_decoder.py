@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastkd import MaKDConfig, factorize, plan_factorization
-from fastkd.data.batches import language_model_collator
+from fastkd.data.batches import language_model_collator, sample_batches
 from fastkd.data.instructions import encode_instructions, load_instructions
 from fastkd.methods.feature_distillation import LanguageModelDistillationTrainer
 from fastkd.training.generation import rouge_of
@@ -21,13 +21,14 @@ teacher, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.f
 heldout = load_instructions(heldout_file)
 train, validation = (encode_instructions(rows, tokenizer) for rows in (load_instructions(train_file), heldout))
 
-student = factorize(teacher, plan_factorization(teacher, ratio=0.5))
+collate = language_model_collator(tokenizer)
+student = factorize(teacher, plan_factorization(teacher, ratio=0.5), sample_batches(train, collate, 512))
 args = MaKDConfig(
     "runs/decoder", per_device_train_batch_size=8, num_train_epochs=3, learning_rate=5e-4, save_strategy="no",
     use_cpu=not torch.cuda.is_available(),
 )  # fmt: skip
 trainer = LanguageModelDistillationTrainer(
-    student, args, language_model_collator(tokenizer), train, validation, objective=args.objective(), teacher=teacher
+    student, args, collate, train, validation, objective=args.objective(), teacher=teacher
 )
 trainer.train()
 print(trainer.evaluate())

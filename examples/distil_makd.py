@@ -5,12 +5,15 @@ Needs a teacher, for example:
 """
 
 import sys
+from itertools import islice
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 from fastkd import MaKDConfig, MaKDTrainer, factorize, plan_factorization
 from fastkd.data.encode import MultiTaskCollator, load_encoded
+from fastkd.training.sampler import MultiTaskBatchSampler
 from fastkd.training.teacher import load_teacher
 
 folder, *data_dir = sys.argv[1:] or ["runs/teacher"]
@@ -21,11 +24,13 @@ train, validation = load_encoded(tasks, tokenizer, max_length=128, data_dir=data
 
 plan = plan_factorization(teacher, ratio=0.7)
 print(plan)
-student = factorize(teacher, plan)
+collate = MultiTaskCollator(tokenizer)
+sample = DataLoader(train, batch_sampler=MultiTaskBatchSampler(train.sizes, 32), collate_fn=collate)
+student = factorize(teacher, plan, islice(sample, 16))  # calibrated on 512 rows
 
 cpu = not torch.cuda.is_available()
 args = MaKDConfig("runs/student", num_train_epochs=3, learning_rate=1e-4, save_strategy="no", use_cpu=cpu)
-trainer = MaKDTrainer(student, args, MultiTaskCollator(tokenizer), train, validation, teacher=teacher)
+trainer = MaKDTrainer(student, args, collate, train, validation, teacher=teacher)
 trainer.train()
 print(trainer.evaluate()["eval_average"])
 trainer.save_model("runs/student")

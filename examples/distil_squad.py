@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from fastkd import MaKDConfig, factorize, plan_factorization
-from fastkd.data.batches import span_collator
+from fastkd.data.batches import sample_batches, span_collator
 from fastkd.data.squad import load_squad
 from fastkd.data.squad_windows import encode_squad
 from fastkd.methods.feature_distillation import SpanDistillationTrainer
@@ -23,13 +23,14 @@ train, questions = splits["train"], splits["validation"]
 length = min(384, tokenizer.model_max_length)
 train_windows, windows = (encode_squad(rows, tokenizer, max_length=length) for rows in (train, questions))
 
-student = factorize(teacher, plan_factorization(teacher, ratio=0.5))
+collate = span_collator(tokenizer)
+student = factorize(teacher, plan_factorization(teacher, ratio=0.5), sample_batches(train_windows, collate, 512))
 args = MaKDConfig(
     "runs/reader", per_device_train_batch_size=16, num_train_epochs=3, learning_rate=1e-4, save_strategy="no",
     use_cpu=not torch.cuda.is_available(),
 )  # fmt: skip
 trainer = SpanDistillationTrainer(
-    student, args, span_collator(tokenizer), train_windows, windows, eval_questions=questions,
+    student, args, collate, train_windows, windows, eval_questions=questions,
     objective=args.objective(), teacher=teacher,
 )  # fmt: skip
 trainer.train()

@@ -19,19 +19,20 @@ from fastkd.cli.arguments import fraction, positive
 from fastkd.data.glue import check_task
 from fastkd.methods.experiment import Experiment, prepare
 from fastkd.methods.registry import METHODS
-from fastkd.methods.students import LowRankStudent, TransformerStudent
+from fastkd.methods.students import CALIBRATION_ROWS, LowRankStudent, TransformerStudent
 from fastkd.methods.teachers import load_teachers
 
 
 class Row(NamedTuple):
-    """``fields`` are those of the method's configuration."""
+    """``fields`` are those of the method's configuration; ``calibration_rows`` those of the student's factors."""
 
     method: str
     fields: Mapping[str, Any]
     low_rank: bool
+    calibration_rows: int = 0
 
 
-MAKD, FINE_TUNED = "MaKD", "low-rank fine-tuned"
+MAKD, FINE_TUNED, CALIBRATED = "MaKD", "low-rank fine-tuned", "calibrated"
 OTHERS = {"DistilBERT": "distilbert", "PKD": "pkd", "TinyBERT": "tinybert", "MiniLM": "minilm", "MiniLMv2": "minilmv2"}
 OPTIONS = {"minilmv2": {"relation_heads": 12}}
 """A MiniLM has 12 heads of 32; the 48 relation heads that suit a width of 768 would be 8 wide."""
@@ -43,6 +44,8 @@ ROWS = {
     MAKD: Row("makd", {}, low_rank=True),
     **{row: Row("makd", fields, low_rank=True) for row, fields in WITHOUT.items()},
 }
+CALIBRATES = (FINE_TUNED, "DistilBERT", "PKD", MAKD)
+ROWS |= {f"{row} {CALIBRATED}": ROWS[row]._replace(calibration_rows=CALIBRATION_ROWS) for row in CALIBRATES}
 LEARNING_RATES = (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
 EPOCHS, TEACHER_EPOCHS, BATCH_SIZE = 3.0, 3, 32
 TRAINING = {
@@ -55,6 +58,14 @@ CLAIMS: tuple[Claim, ...] = tuple(
     beats(MAKD, row, f"MaKD beats {row} at one number of parameters") for row in (FINE_TUNED, *OTHERS)
 )
 GAINS: tuple[Claim, ...] = tuple(beats(MAKD, f"{MAKD} without {part}", f"MaKD gains by its {part}") for part in PARTS)
+CALIBRATIONS: tuple[Claim, ...] = (
+    *(beats(f"{row} {CALIBRATED}", row, f"{row} gains by calibration") for row in CALIBRATES),
+    *(
+        beats(f"{MAKD} {CALIBRATED}", f"{row} {CALIBRATED}", f"{MAKD} beats {row}, both calibrated")
+        for row in CALIBRATES
+        if row != MAKD
+    ),
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +104,7 @@ def run(args: argparse.Namespace) -> Table:
         folder=Path(args.output) / size,
         rows=(MAJORITY, TEACHER, *ROWS),
         columns=list(dict.fromkeys((*TASKS, *args.tasks))),
-        claims=(*CLAIMS, *GAINS),
+        claims=(*CLAIMS, *GAINS, *CALIBRATIONS),
         settings=settings_of(args, args.learning_rates or LEARNING_RATES),
     )
     options = {"num_train_epochs": TEACHER_EPOCHS, "sampling_tau": 0.5, **rows_of(args)}
@@ -101,7 +112,7 @@ def run(args: argparse.Namespace) -> Table:
     teacher = make_teacher(args.model, taught, Path(args.output) / TEACHER, **options)
     first = load_teachers(teacher.folder, args.tasks).first
     budget = round(args.ratio * first.num_parameters())
-    others(budget, args.layers).make(
+    student_of(ROWS["PKD"], budget, args.layers).make(
         first, {task: first.config.tasks[task]["labels"] for task in args.tasks}
     )  # or raises
     groups = [group for task in args.tasks for group in groups_of(table, task, teacher, budget, args)]
@@ -111,13 +122,12 @@ def run(args: argparse.Namespace) -> Table:
 
 def groups_of(table: Table, task: str, teacher: Teacher, budget: int, args: argparse.Namespace) -> list[Group]:
     """The groups of a task, a row each, after its teacher's scores."""
-    low_rank = LowRankStudent(parameters=budget)
     shared = Experiment(
         teacher=teacher.folder,
         tasks=(task,),
         output=str(Path(args.output) / "rows" / task),
         method="makd",
-        student=low_rank,
+        student=LowRankStudent(parameters=budget, calibration_rows=0),
         seeds=tuple(args.seeds),
         **rows_of(args),
     )
@@ -131,7 +141,7 @@ def groups_of(table: Table, task: str, teacher: Teacher, budget: int, args: argp
         own = replace(
             shared,
             method=row.method,
-            student=low_rank if row.low_rank else others(budget, args.layers),
+            student=student_of(row, budget, args.layers),
             output=str(table.group_folder(name, task)),
             arms=learning_rates(rates, row.fields),
             training=training,
@@ -145,6 +155,15 @@ def rows_of(args: argparse.Namespace) -> dict[str, Any]:
     return {"data_dir": args.data_dir, "max_train_rows": args.max_train_rows}
 
 
-def others(budget: int, layers: int) -> TransformerStudent:
-    """The students of the other methods: the teacher's first layers and heads, a word embedding as thin as need be."""
-    return TransformerStudent(layers, pooling=None, head_size=None, parameters=budget, keeps_heads=True)
+def student_of(row: Row, budget: int, layers: int) -> LowRankStudent | TransformerStudent:
+    """The teacher's factors, or its first layers and heads with a word embedding as thin as need be."""
+    if row.low_rank:
+        return LowRankStudent(parameters=budget, calibration_rows=row.calibration_rows)
+    return TransformerStudent(
+        layers,
+        pooling=None,
+        head_size=None,
+        parameters=budget,
+        keeps_heads=True,
+        calibration_rows=row.calibration_rows,
+    )

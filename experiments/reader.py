@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from experiments import scores as csv_file
-from experiments.makd import CLAIMS, LEARNING_RATES, MAKD, OTHERS, Row, add_size_options
+from experiments.makd import CALIBRATIONS, CLAIMS, LEARNING_RATES, WITHOUT, Row, add_size_options
 from experiments.makd import ROWS as ALL_ROWS
 from experiments.options import add_encoder_options, check_names, settings_of
 from experiments.runs import Runs
@@ -29,7 +30,7 @@ from experiments.students import Trained, facts, size_and_latency
 from experiments.table import Table
 from experiments.teachers import DROPOUT
 from fastkd.cli.arguments import positive
-from fastkd.data.batches import span_collator
+from fastkd.data.batches import sample_batches, span_collator
 from fastkd.data.squad import load_squad, split_by_title
 from fastkd.data.squad_windows import encode_squad
 from fastkd.methods.baselines.training import BaselineConfig
@@ -43,7 +44,7 @@ from fastkd.training.runs import finished_or
 from fastkd.training.spans import SpanTrainer
 from fastkd.training.teacher import has_fast_bf16
 
-ROWS = {row: ALL_ROWS[row] for row in (next(iter(ALL_ROWS)), *OTHERS, MAKD)}
+ROWS = {name: row for name, row in ALL_ROWS.items() if name not in WITHOUT}
 EPOCHS, TEACHER_EPOCHS = 2.0, 2.0
 TRAINING = {"warmup_steps": 0.06, "weight_decay": 0.0}
 COLUMNS = {"exact match": "eval_exact_match", "F1": "eval_f1"}
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> Table:
         folder=Path(args.output) / size,
         rows=(TEACHER, *ROWS),
         columns=list(COLUMNS),
-        claims=CLAIMS,
+        claims=(*CLAIMS, *CALIBRATIONS),
         settings=settings_of(args, args.learning_rates or LEARNING_RATES),
     )
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -143,7 +144,9 @@ def train_student(
     start = time.monotonic()
     model = AutoModelForQuestionAnswering.from_pretrained(teacher)
     torch.manual_seed(seed)
-    student = student_of(model, row, round(ratio * model.num_parameters()), layers)
+    collate = span_collator(AutoTokenizer.from_pretrained(teacher))
+    sample = sample_batches(reading.train, collate, row.calibration_rows) if row.calibration_rows else None
+    student = student_of(model, row, round(ratio * model.num_parameters()), layers, sample)
     args = arguments(Path(teacher).with_name("trainer"), learning_rate=rate, seed=seed, disable_tqdm=True, **training)
     own = {"objective": objective_of(row, args), "teacher": model, "callbacks": [ReportProgress(add)]}
     trainer = reader(SpanDistillationTrainer, student, args, teacher, reading, **own)
@@ -152,11 +155,16 @@ def train_student(
     return finish(trainer, start, rate, reading, teacher)
 
 
-def student_of(teacher: PreTrainedModel, row: Row, budget: int, layers: int) -> PreTrainedModel:
-    """A student of at most so many parameters: the teacher's factors, or its first layers and a thin embedding."""
+def student_of(
+    teacher: PreTrainedModel, row: Row, budget: int, layers: int, sample: Iterable[Mapping[str, Any]] | None
+) -> PreTrainedModel:
+    """A student of at most so many parameters: the teacher's factors, or its first layers and a thin embedding.
+
+    They are calibrated on a ``sample`` of batches, if there is one.
+    """
     if row.low_rank:
-        return factorize(teacher, plan_factorization(teacher, parameters=budget))
-    return fit_embedding(shallow(teacher, layers), budget)
+        return factorize(teacher, plan_factorization(teacher, parameters=budget), sample)
+    return fit_embedding(shallow(teacher, layers), budget, sample)
 
 
 def objective_of(row: Row, args: TrainingArguments) -> Objective:

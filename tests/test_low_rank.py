@@ -206,6 +206,13 @@ def test_the_embedding_is_factorised_where_the_budget_needs_it():
     assert lines[-1].endswith("classifier")
 
 
+def test_the_spectrum_counts_a_matrix_by_its_size():
+    model = BertForSequenceClassification(BertConfig(**{**SIZES, "vocab_size": 5000}))
+    words = "bert.embeddings.word_embeddings"
+    uniform, spectrum = (plan_factorization(model, ratio=0.2, allocation=name) for name in ("uniform", "spectrum"))
+    assert spectrum.ranks[words] >= uniform.ranks[words] / 2  # a rank of a large matrix costs much and keeps much
+
+
 def test_a_plan_changes_nothing():
     model = make("bert")
     before = copy.deepcopy(model.state_dict())

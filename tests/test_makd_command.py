@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import make
 from tiny import bert_config, tokenizer, write_glue
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from fastkd.cli import main
 from fastkd.data.glue import GLUE
@@ -60,6 +60,7 @@ def test_a_run_ends_with_a_table_and_a_low_rank_student(folder, tmp_path):
         *(f"--{part}-weight=5" for parts in LEVELS.values() for part in parts),
         "--temperature=0.01",
         "--allocation=spectrum",
+        "--calibration-rows=0",
     ],
 )
 def test_options_reach_the_training(folder, tmp_path, option):
@@ -95,6 +96,23 @@ def test_factorize_shows_the_ranks_and_saves_what_it_showed(folder, tmp_path, ca
     assert (tmp_path / "student" / "tokenizer.json").exists()
 
 
+def test_factorize_keeps_most_of_the_texts_it_is_given(folder, tmp_path):
+    command = ["factorize", "--model", str(folder / "teacher"), "--rank", "3"]
+    teacher = AutoModelForSequenceClassification.from_pretrained(folder / "teacher").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
+    texts = ["a good film", "one\tanother", "", "so bad"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    errors = []
+    for number, options in enumerate(([], ["--calibration-texts", str(tmp_path / "texts.txt")])):
+        output = tmp_path / str(number)
+        assert main([*command, "--output", str(output), *options]) == 0
+        student = AutoModelForSequenceClassification.from_pretrained(output).eval()
+        batches = [{**tokenizer(*text.split("\t"), return_tensors="pt"), "task": "sst2"} for text in texts if text]
+        differences = [student(**batch).logits - teacher(**batch).logits for batch in batches]
+        errors.append(sum(difference.square().sum().item() for difference in differences))
+    assert errors[1] < 0.5 * errors[0]
+
+
 def test_factorize_takes_a_decoder(tmp_path):
     make("gpt2").save_pretrained(tmp_path / "gpt2")
     assert main(["factorize", "--model", str(tmp_path / "gpt2"), "--output", str(tmp_path / "student")]) == 0
@@ -105,11 +123,14 @@ def test_factorize_takes_a_decoder(tmp_path):
 
 
 def test_bad_input_is_refused_before_any_work(folder, tmp_path, capsys):
-    teacher = str(folder / "teacher")
+    teacher, blank = str(folder / "teacher"), tmp_path / "blank.txt"
+    blank.write_text("\n  \n")
     cases = {
         ("--ratio", "0.01", "--dry-run"): "cannot be met",
         ("--ratio", "0.5"): "give --output, or --dry-run",
         ("--ratio", "0.5", "--output", teacher): "holds something else",
+        ("--dry-run", "--calibration-texts", str(tmp_path / "none.txt")): "No such file",
+        ("--dry-run", "--calibration-texts", str(blank)): "which has no text",
     }
     for options, message in cases.items():
         assert main(["factorize", "--model", teacher, *options]) == 1
@@ -123,7 +144,13 @@ def test_bad_input_is_refused_before_any_work(folder, tmp_path, capsys):
     assert "stages must be two rising numbers" in capsys.readouterr().err
     assert distil(folder, tmp_path / "out", "--layers", "0,3") == 1
     assert "layers has 3; there are 1 layers, from 0" in capsys.readouterr().err
+    assert distil(folder, tmp_path / "out", "--calibration-rows=-1") == 1
+    assert "calibration_rows is -1; it must be at least 0" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    make("gpt2").save_pretrained(tmp_path / "gpt2")
+    texts = ["--calibration-texts", str(blank)]
+    assert main(["factorize", "--model", str(tmp_path / "gpt2"), "--dry-run", *texts]) == 1
+    assert "--calibration-texts needs a tokenizer, and" in capsys.readouterr().err
 
 
 def test_the_example_runs(folder, tmp_path, monkeypatch, capsys):

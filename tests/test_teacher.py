@@ -3,7 +3,7 @@
 import pytest
 import torch
 from families import FAMILIES, make
-from tiny import bert_config, same_answers, save_encoder
+from tiny import bert_config, same_answers, save_encoder, tokenizer
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from fastkd.data.glue import GLUE
-from fastkd.training.pretrained import config_with_dropout
+from fastkd.training.pretrained import config_with_dropout, find_tokenizer, load_tokenizer
 from fastkd.training.teacher import (
     MultiTaskEncoder,
     MultiTaskEncoderConfig,
@@ -87,6 +87,16 @@ def test_one_dropout_for_all_of_a_model(name, tmp_path):
     assert rates | named <= {0.25, False}
     assert 0.25 in named
     assert config_with_dropout(tmp_path, None).to_dict() == AutoConfig.from_pretrained(tmp_path).to_dict()
+
+
+def test_a_folder_without_a_tokenizer_is_not_given_one_of_special_tokens_alone(tmp_path):
+    for name in ("bert", "gpt2"):
+        make(name).save_pretrained(tmp_path / name)
+        assert find_tokenizer(tmp_path / name) is None
+        with pytest.raises(ValueError, match=f"{name} has no tokenizer beside the model"):
+            load_tokenizer(tmp_path / name)
+    tokenizer().save_pretrained(tmp_path / "bert")
+    assert len(find_tokenizer(tmp_path / "bert")) == len(tokenizer())
 
 
 def test_losses():

@@ -115,7 +115,7 @@ def student(args: argparse.Namespace) -> Student:
     from fastkd.methods.students import BiLSTMStudent, LowRankStudent, TheseusStudent, TransformerStudent
 
     if args.student == "low-rank":
-        return LowRankStudent(**rank_options(args))
+        return LowRankStudent(**rank_options(args), calibration_rows=args.calibration_rows)
     if args.student == "bilstm":
         if args.layers is not None:
             raise ValueError("--layers is of --student transformer; the size of a bilstm is its --preset")

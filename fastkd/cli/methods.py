@@ -86,6 +86,13 @@ def _mixkd(parser: argparse.ArgumentParser) -> None:
 def _makd(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_rank_options(parser)
+    add(
+        "--calibration-rows",
+        type=int,
+        default=512,
+        help="rows on which the factors keep most of what the matrices give; 0: they keep most of the weights "
+        "(default 512)",
+    )
     for part, what in MAKD_PARTS.items():
         add(f"--{part}-weight", type=float, default=1.0, help=f"weight of {what} (default 1)")
     add(
@@ -138,7 +145,7 @@ def add_rank_options(parser: argparse.ArgumentParser) -> None:
         choices=("uniform", "spectrum"),
         default="uniform",
         help="how a budget becomes ranks: uniform, one rank for all; spectrum, the next rank to the matrix where it "
-        "keeps most for a parameter (default uniform)",
+        "keeps most for a part of its parameters (default uniform)",
     )
     add(
         "--factorize-embedding",

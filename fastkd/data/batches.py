@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +32,15 @@ class PaddingCollator:
             for name, value in self.pad_values.items()
         }
         return batch | {name: torch.tensor([row[name] for row in rows]) for name in self.numbers}
+
+
+def sample_batches(
+    rows: Any, collate: Callable[[list[Any]], dict[str, Any]], count: int, batch_size: int = 16
+) -> Iterator[dict[str, Any]]:
+    """Batches of ``count`` of the rows at most, that torch's generator draws, as students are calibrated on."""
+    drawn = torch.randperm(len(rows))[:count].tolist()
+    for start in range(0, len(drawn), batch_size):
+        yield collate([rows[index] for index in drawn[start : start + batch_size]])
 
 
 def span_collator(tokenizer: PreTrainedTokenizerBase) -> PaddingCollator:

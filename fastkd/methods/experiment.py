@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from fastkd.training.output import check_output, new_folder
 from fastkd.training.parallel import Add, ReportProgress, train_all
 from fastkd.training.positions import check_positions
 from fastkd.training.runs import finished_or
+from fastkd.training.sampler import MultiTaskBatchSampler
 from fastkd.training.signals import TeacherSignal, add_teacher_logits, fingerprint
 from fastkd.training.teacher import has_fast_bf16
 from fastkd.training.trainer import MultiTaskTrainer
@@ -200,6 +201,13 @@ def prepare(experiment: Experiment, teachers: Teachers) -> Material:
     return Material(train, validation, finished_or(output / "teacher", prints, evaluate), prints)
 
 
+def _texts(train: MultiTaskDataset, collate: MultiTaskCollator, seed: int) -> Iterator[dict[str, Any]]:
+    """Batches of rows in random order, without labels."""
+    for indices in MultiTaskBatchSampler(train.sizes, batch_size=32, seed=seed):
+        batch = collate(train.__getitems__(indices))
+        yield {name: batch[name] for name in (*collate.pad_values, "task")}
+
+
 def _fingerprints(train: MultiTaskDataset, validation: Mapping[str, MultiTaskDataset]) -> dict[str, str]:
     """Names the tokens and labels of all training and validation rows."""
     sets = {f"training rows of {task}": rows for task, rows in train.datasets.items()}
@@ -224,11 +232,12 @@ def train_new_student(experiment: Experiment, material: Material, arm: str, seed
     method, args = get_method(experiment.method), experiment.arguments(arm, seed, disable_tqdm=True)
     teachers = load_teachers(experiment.teacher, experiment.tasks)
     torch.manual_seed(seed)
-    student = experiment.student.make(teachers.first, _labels(teachers))
+    collate = MultiTaskCollator(teachers.tokenizer)
+    student = experiment.student.make(teachers.first, _labels(teachers), _texts(material.train, collate, seed))
     trainer = method.trainer(
         student,
         args,
-        MultiTaskCollator(teachers.tokenizer),
+        collate,
         material.train.labelled() if experiment.needs_labels(arm) else material.train,
         material.validation,
         teacher=None if method.uses_cached_logits else teachers.by_task,

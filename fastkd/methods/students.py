@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -25,6 +25,8 @@ from fastkd.students.transformer import HEAD_SIZE
 from fastkd.training.classifiers import MultiTaskEncoder
 
 Labels = Mapping[str, Sequence[str]]  # of each task, in the order of the outputs; none for a regression
+CALIBRATION_ROWS = 512
+Batches = Iterable[Mapping[str, Any]]  # keyword arguments of a MultiTaskEncoder
 
 
 class Student(Protocol):
@@ -34,8 +36,11 @@ class Student(Protocol):
     def title(self) -> str:
         """What tables and pictures call it."""
 
-    def make(self, teacher: MultiTaskEncoder, labels: Labels) -> PreTrainedModel:
-        """A new student; what of it is random follows torch's generator."""
+    def make(self, teacher: MultiTaskEncoder, labels: Labels, batches: Batches = ()) -> PreTrainedModel:
+        """A new student; what of it is random follows torch's generator.
+
+        ``batches`` of rows to be learned from, in random order, are what a student is calibrated on.
+        """
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class BiLSTMStudent:
     def title(self) -> str:
         return f"BiLSTM student ({self.preset})"
 
-    def make(self, teacher: MultiTaskEncoder, labels: Labels) -> BiAttentiveLSTM:
+    def make(self, teacher: MultiTaskEncoder, labels: Labels, batches: Batches = ()) -> BiAttentiveLSTM:
         table: torch.Tensor = teacher.get_input_embeddings().get_parameter("weight").detach()
         vocab_size, width = table.shape
         sizes = {"embedding_size": width} if self.preset == "small" else {}
@@ -64,8 +69,9 @@ class BiLSTMStudent:
 class TransformerStudent:
     """The teacher's first layers: ``transformer_student`` documents the options; ``pooling`` None is the teacher's.
 
-    ``parameters``: the word embedding becomes two factors, so that the student has so many at most. ``keeps_heads``:
-    it begins with the teacher's heads of the tasks, whose form it must have.
+    ``parameters``: the word embedding becomes two factors, so that the student has so many at most; they keep most of
+    the words of ``calibration_rows`` rows, or with 0 of all words alike. ``keeps_heads``: it begins with the teacher's
+    heads of the tasks, whose form it must have.
     """
 
     layers: int = 3
@@ -73,12 +79,13 @@ class TransformerStudent:
     head_size: int | None = HEAD_SIZE
     parameters: int | None = None
     keeps_heads: bool = False
+    calibration_rows: int = CALIBRATION_ROWS
 
     @property
     def title(self) -> str:
         return f"Transformer student ({self.layers} layer{'s' if self.layers > 1 else ''})"
 
-    def make(self, teacher: MultiTaskEncoder, labels: Labels) -> MultiTaskEncoder:
+    def make(self, teacher: MultiTaskEncoder, labels: Labels, batches: Batches = ()) -> MultiTaskEncoder:
         pooling = self.pooling or teacher.config.pooling
         tasks = [TASKS.get(name) or custom_task(name, (), tuple(names)) for name, names in labels.items()]
         student = transformer_student(teacher, self.layers, tasks, pooling=pooling, head_size=self.head_size)
@@ -86,7 +93,9 @@ class TransformerStudent:
             student.heads.load_state_dict(
                 {name: teacher.heads.state_dict()[name] for name in student.heads.state_dict()}
             )
-        return student if self.parameters is None else fit_embedding(student, self.parameters)
+        if self.parameters is None:
+            return student
+        return fit_embedding(student, self.parameters, _first(self.calibration_rows, batches))
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ class TheseusStudent:
     def title(self) -> str:
         return f"Theseus student ({self.layers} layer{'s' if self.layers > 1 else ''})"
 
-    def make(self, teacher: MultiTaskEncoder, labels: Labels) -> MultiTaskEncoder:
+    def make(self, teacher: MultiTaskEncoder, labels: Labels, batches: Batches = ()) -> MultiTaskEncoder:
         model = copy.deepcopy(teacher)
         model.keep_tasks(list(labels))
         return theseus(model, self.layers)
@@ -109,6 +118,8 @@ class TheseusStudent:
 class LowRankStudent:
     """The teacher with its matrices in two factors: ``plan_factorization`` documents the options.
 
+    ``calibration_rows``: the factors keep most of what the matrices give on so many rows, or with 0 of the weights.
+
     It keeps the teacher's heads of the tasks. Teachers of single tasks cannot share one.
     """
 
@@ -117,6 +128,7 @@ class LowRankStudent:
     rank: int | None = None
     embedding: bool | None = None
     allocation: Literal["uniform", "spectrum"] = "uniform"
+    calibration_rows: int = CALIBRATION_ROWS
 
     @property
     def title(self) -> str:
@@ -125,7 +137,22 @@ class LowRankStudent:
         budget = f"{self.ratio:.0%} of the teacher" if self.parameters is None else f"{self.parameters / 1e6:.3g} M"
         return f"low-rank student ({budget})"
 
-    def make(self, teacher: MultiTaskEncoder, labels: Labels) -> MultiTaskEncoder:
+    def make(self, teacher: MultiTaskEncoder, labels: Labels, batches: Batches = ()) -> MultiTaskEncoder:
         model = copy.deepcopy(teacher)
         model.keep_tasks(list(labels))
-        return factorize(model, plan_factorization(model, **asdict(self)))
+        options = asdict(self)
+        sample = _first(options.pop("calibration_rows"), batches)
+        return factorize(model, plan_factorization(model, **options), sample)
+
+
+def _first(rows: int, batches: Batches) -> list[Mapping[str, Any]] | None:
+    """Batches of so many rows or a few more; None where none are asked for, or there are none to be had."""
+    if rows < 0:
+        raise ValueError(f"calibration_rows is {rows}; it must be at least 0")
+    found, count = [], 0
+    for batch in batches if rows else ():
+        found.append(batch)
+        count += len(batch["input_ids"])
+        if count >= rows:
+            break
+    return found or None

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import cast
 
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from fastkd.training.classifiers import MultiTaskEncoder
+from fastkd.training.pretrained import load_tokenizer
 from fastkd.training.teacher import load_teacher
 
 Folders = str | Mapping[str, str]  # of one teacher, or of each task's
@@ -68,7 +69,7 @@ def _load(folder: str) -> tuple[MultiTaskEncoder, PreTrainedTokenizerBase]:
     if not (Path(folder) / "config.json").exists():
         raise ValueError(f"no teacher in {folder}: make one with `fastkd teacher`")
     try:
-        teacher, tokenizer = load_teacher(folder), AutoTokenizer.from_pretrained(folder)
+        teacher, tokenizer = load_teacher(folder), load_tokenizer(folder)
     except (ValueError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder} is damaged, or no teacher that `fastkd teacher` made: {reason}") from error

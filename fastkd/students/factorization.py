@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from fastkd.students.calibration import output_moments
 from fastkd.students.layers import transformer_layers
 from fastkd.students.low_rank import LowRankEmbedding, LowRankLinear, dense_weight, factor_class
 from fastkd.students.low_rank_loading import exchange, forget_ranks, remember_ranks
@@ -99,7 +100,7 @@ def plan_factorization(
         embedding: whether the word embedding is a candidate. None: where keeping it whole would leave the linear
             maps less than half the ranks that they have otherwise, or cannot be afforded; a choice of this project.
         allocation: ``"uniform"`` gives all matrices one rank; ``"spectrum"`` gives the next rank to the matrix where
-            it keeps most of the matrix's squared norm for a parameter. The paper's is not known to us.
+            it keeps most of the matrix's squared norm for a part of its parameters. The paper's is not known to us.
         weights: by a pattern of names, as ``"*.attention.*"``: the rank, or the gain, of these is multiplied.
             ``allocation`` and ``weights`` divide a budget, so they are of no use with ``rank``.
 
@@ -142,36 +143,40 @@ def plan_factorization(
     return _plan(model, *found[0 if of_maps[0] >= of_maps[-1] / 2 else -1], before)
 
 
-def factorize(model: Model, plan: Plan) -> Model:
+def factorize(model: Model, plan: Plan, batches: Iterable[Mapping[str, Any]] | None = None) -> Model:
     """A copy of the model, to be trained, whose matrices are the factors that a plan tells, by truncated SVD.
+
+    With ``batches`` of the model's inputs, some hundreds of texts as it will meet, the factors keep most of what the
+    matrices give on these rather than most of the weights (:mod:`fastkd.students.calibration`); it takes memory for
+    a square matrix of each one's outputs. How MaKD's students begin is not known to us: a choice of this project.
 
     ``save_pretrained`` stores the ranks in the configuration; ``from_pretrained`` of the model's class and of the
     ``Auto*`` classes loads it, once ``fastkd.students`` has been imported.
 
     Raises:
-        ValueError: the plan is of another model.
+        ValueError: the plan is of another model; ``batches`` is empty.
     """
     modules = dict(model.named_modules())
     for matrix in plan.matrices:
         if matrix.name not in modules or tuple(dense_weight(modules[matrix.name]).shape) != matrix.shape:
             raise ValueError(f"plan has {matrix.name}, {matrix.shape}, which this {type(model).__name__} does not have")
+    moments = {} if batches is None else output_moments(model, plan.ranks, batches)
     student = copy.deepcopy(model)
     for name, rank in plan.ranks.items():
         dense = student.get_submodule(name)
-        exchange(student, name, factor_class(dense).from_dense(dense, rank))
+        exchange(student, name, factor_class(dense).from_dense(dense, rank, moments.get(name)))
     remember_ranks(student, plan.ranks)
     return student.requires_grad_(True)  # as a copy of a frozen teacher it would not learn
 
 
-def fit_embedding(model: Model, parameters: int) -> Model:
+def fit_embedding(model: Model, parameters: int, batches: Iterable[Mapping[str, Any]] | None = None) -> Model:
     """The model, or where it has more than so many parameters a copy whose word embedding is two factors.
 
-    Raises:
-        ValueError: as :func:`plan_factorization`.
+    ``batches``, raises: as :func:`plan_factorization` and :func:`factorize`.
     """
     if model.num_parameters() <= parameters:
         return model
-    return factorize(model, plan_factorization(model, parameters=parameters, embedding=True, maps=False))
+    return factorize(model, plan_factorization(model, parameters=parameters, embedding=True, maps=False), batches)
 
 
 def merge(model: Model) -> Model:
@@ -198,7 +203,7 @@ class _Candidates:
         out, into = self.shapes[name]
         if allocation == "uniform":
             return 1 / torch.arange(1, min(out, into) + 1, dtype=torch.float64)
-        return energies(dense_weight(self.modules[name])) / (out + into)
+        return energies(dense_weight(self.modules[name])) * out * into / (out + into)
 
     def ranks_above(self, gain: float) -> dict[str, int]:
         return {name: max(1, int((values >= gain).sum())) for name, values in self.gains.items()}

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from fastkd.students.calibration import keep_outputs
+
 
 class LowRankLinear(nn.Module):
     """y = (x · ``down``ᵀ) · ``up``ᵀ + ``bias``: two plain products, of r · (in + out) in place of in · out weights.
@@ -54,9 +56,15 @@ class LowRankLinear(nn.Module):
         )
 
     @classmethod
-    def from_dense(cls, dense: nn.Module, rank: int) -> LowRankLinear:
-        """The best approximation of a dense map of that rank, with its bias."""
-        layer = _approximate(cls.like(dense, rank), dense)
+    def from_dense(cls, dense: nn.Module, rank: int, moment: Tensor | None = None) -> LowRankLinear:
+        """The best approximation of a dense map of that rank, with its bias.
+
+        Best by the squared error of the weights, or with the ``moment`` of its outputs, of
+        :func:`fastkd.students.calibration.output_moments`, by that of these outputs.
+        """
+        weight = dense_weight(dense).detach()
+        weight = weight if moment is None else keep_outputs(weight, moment, rank)
+        layer = _set_factors(cls.like(dense, rank), weight, dense.training)
         if layer.bias is not None:
             layer.bias.data.copy_(dense.get_parameter("bias"))
         return layer
@@ -122,9 +130,11 @@ class LowRankEmbedding(nn.Module):
         return cls(count, width, rank, cast(nn.Embedding, table).padding_idx, **where)
 
     @classmethod
-    def from_dense(cls, table: nn.Module, rank: int) -> LowRankEmbedding:
-        """The best approximation of a table of that rank."""
-        return _approximate(cls.like(table, rank), table)
+    def from_dense(cls, table: nn.Module, rank: int, moment: Tensor | None = None) -> LowRankEmbedding:
+        """The best approximation of a table of that rank: of all rows alike, or given a ``moment``, as they come."""
+        weight = dense_weight(table).detach()
+        weight = weight if moment is None else keep_outputs(weight.T, moment, rank).T
+        return _set_factors(cls.like(table, rank), weight, table.training)
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.up, self.padding_idx) @ self.down
@@ -163,11 +173,11 @@ def whole(tensor: Tensor) -> Tensor:
 Layer = TypeVar("Layer", LowRankLinear, LowRankEmbedding)
 
 
-def _approximate(layer: Layer, dense: nn.Module) -> Layer:
-    up, down = truncated_svd(dense_weight(dense).detach(), layer.rank)
+def _set_factors(layer: Layer, weight: Tensor, training: bool) -> Layer:
+    up, down = truncated_svd(weight, layer.rank)
     layer.up.data.copy_(up)
     layer.down.data.copy_(down)
-    return layer.train(dense.training)
+    return layer.train(training)
 
 
 def truncated_svd(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
@@ -31,6 +30,7 @@ from fastkd.data.glue import TASKS
 from fastkd.training.adoption import refuse_missing_heads, refuse_other_labels
 from fastkd.training.output import check_output, new_folder
 from fastkd.training.parallel import Add, ReportProgress, train_all
+from fastkd.training.pretrained import load_tokenizer
 from fastkd.training.report import usage
 from fastkd.training.teacher import has_fast_bf16
 from fastkd.training.trainer import MultiTaskTrainer
@@ -121,7 +121,7 @@ def finetune(
     if not learning_rates or not all(0 < rate < float("inf") for rate in learning_rates):
         raise ValueError(f"learning_rates are {list(learning_rates)}; they must be positive numbers, at least one")
     check_output(output_dir)
-    model, tokenizer = _load(student, task), AutoTokenizer.from_pretrained(student)
+    model, tokenizer = _load(student, task), load_tokenizer(student)
     check_output(output_dir, needed_bytes=4 * model.num_parameters())
     subset: dict[str, Any] = {"train_fraction": train_fraction, "max_train_rows": max_train_rows}
     rows = load_encoded([task], tokenizer, max_length, data_dir, seed=seed, **subset)

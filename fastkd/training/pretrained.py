@@ -41,10 +41,22 @@ def load_model(path: str | Path) -> PreTrainedModel:
     return model
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model.
+
+    Raises:
+        ValueError, OSError: there is none; transformers itself then makes one of special tokens alone for some models.
+    """
+    tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path))
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(f"{path} has no tokenizer beside the model; save that of the model there")
+    return tokenizer
+
+
+def find_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside a model, if there is one."""
     try:
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path))
+        return load_tokenizer(path)
     except (OSError, ValueError):
         return None
 

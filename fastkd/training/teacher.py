@@ -17,7 +17,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     TrainingArguments,
 )
 
@@ -30,7 +29,7 @@ from fastkd.training.classifiers import (
     task_loss,
 )
 from fastkd.training.output import check_output, new_folder
-from fastkd.training.pretrained import check_encoder, config_with_dropout
+from fastkd.training.pretrained import check_encoder, config_with_dropout, load_tokenizer
 from fastkd.training.trainer import MultiTaskTrainer
 
 __all__ = [
@@ -120,7 +119,7 @@ def train_teacher(
     check_encoder(name_or_path, config)
     torch.manual_seed(seed)
     encoder = AutoModel.from_pretrained(name_or_path, config=config, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    tokenizer = load_tokenizer(name_or_path)
     train, validation = load_encoded(
         tasks,
         tokenizer,
