@@ -104,8 +104,11 @@ class Table:
 
 
 def of_same_teachers(before: Sequence[Score], scores: Sequence[Score]) -> list[Score]:
-    """What of ``before`` is of columns that ``scores`` does not have from another teacher, told by its date."""
-    then, now = ({line.column: line.date for line in lines if line.row == TEACHER} for lines in (before, scores))
+    """What of ``before`` is of columns that ``scores`` does not have from another teacher, told by its score.
+
+    A teacher that is trained again, as on another day, may well be the same to the last bit.
+    """
+    then, now = ({line.column: line.score for line in lines if line.row == TEACHER} for lines in (before, scores))
     return [line for line in before if line.column not in now or now[line.column] == then.get(line.column)]
 
 

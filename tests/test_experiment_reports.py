@@ -49,18 +49,19 @@ def test_what_other_runs_kept_stays_if_their_settings_were_the_same(tmp_path, mo
 def test_nothing_of_another_teacher_stays_in_a_column(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
 
-    def keep(row, columns, date):
-        own = table.Table("t", "T", tmp_path / f"{row}-{date}", ("teacher", "KD", "SM"), ("a", "b"), (), {})
-        lines = [score(name, column, 1, 50.0) for name in ("teacher", row) for column in columns]
-        write(own.group_folder(row) / "scores.csv", [replace(line, date=date) for line in lines])
+    def keep(row, columns, day, of_teacher):
+        own = table.Table("t", "T", tmp_path / day, ("teacher", "KD", "SM"), ("a", "b"), (), {})
+        scores = {"teacher": of_teacher, row: 50.0}
+        lines = [score(name, column, 1, scores[name]) for name in scores for column in columns]
+        write(own.group_folder(row) / "scores.csv", [replace(line, date=day) for line in lines])
         own.report()
         own.keep()
         kept = read(tmp_path / "results" / "t.csv")
         return {(line.row, line.column) for line in kept if line.row != "teacher"}
 
-    assert keep("KD", "ab", "monday") == {("KD", "a"), ("KD", "b")}
-    assert keep("SM", "b", "monday") == {("KD", "a"), ("KD", "b"), ("SM", "b")}
-    assert keep("SM", "a", "tuesday") == {("KD", "b"), ("SM", "b"), ("SM", "a")}
+    assert keep("KD", "ab", "monday", 80.25) == {("KD", "a"), ("KD", "b")}
+    assert keep("SM", "b", "tuesday", 80.25) == {("KD", "a"), ("KD", "b"), ("SM", "b")}  # trained again, the same
+    assert keep("SM", "a", "friday", 80.5) == {("KD", "b"), ("SM", "b"), ("SM", "a")}
 
 
 def test_perplexities_of_rows_that_were_kept_before_are_not_lost(tmp_path, monkeypatch):
