@@ -19,7 +19,7 @@ from fastkd.cli.arguments import fraction, positive
 from fastkd.data.glue import check_task
 from fastkd.methods.experiment import Experiment, prepare
 from fastkd.methods.registry import METHODS
-from fastkd.methods.students import CALIBRATION_ROWS, LowRankStudent, TransformerStudent
+from fastkd.methods.students import LowRankStudent, TransformerStudent
 from fastkd.methods.teachers import load_teachers
 
 
@@ -44,6 +44,7 @@ ROWS = {
     MAKD: Row("makd", {}, low_rank=True),
     **{row: Row("makd", fields, low_rank=True) for row, fields in WITHOUT.items()},
 }
+CALIBRATION_ROWS = 512
 CALIBRATES = (FINE_TUNED, "DistilBERT", "PKD", MAKD)
 ROWS |= {f"{row} {CALIBRATED}": ROWS[row]._replace(calibration_rows=CALIBRATION_ROWS) for row in CALIBRATES}
 LEARNING_RATES = (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)

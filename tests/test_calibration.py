@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 from families import BATCH, FAMILIES, SIZES, make
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaForSequenceClassification
 
 from fastkd.data.batches import PaddingCollator, sample_batches
 from fastkd.methods.students import LowRankStudent, TransformerStudent
 from fastkd.students import calibration, factorize, plan_factorization
-from fastkd.students.calibration import keep_outputs, output_moments
+from fastkd.students.calibration import fitted_factors, token_moments
 from fastkd.training.classifiers import MultiTaskEncoder
 
 
@@ -39,43 +39,63 @@ def test_no_factors_of_that_rank_are_nearer_on_the_sample(shape, monkeypatch):
     y = x @ weight.T
     for rank in (1, 3, 6):
         best = torch.linalg.svdvals(y)[rank:].norm()  # by Eckart and Young, for any matrix of that rank
-        near = keep_outputs(weight, y.T @ y, rank)
-        assert torch.linalg.matrix_rank(near) == rank
-        torch.testing.assert_close((y - x @ near.T).norm(), best, rtol=1e-6, atol=1e-9)
+        up, down = fitted_factors(weight, y.T @ y, rank)
+        assert (up.shape, down.shape) == ((shape[0], rank), (rank, shape[1]))
+        torch.testing.assert_close((y - x @ (up @ down).T).norm(), best, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(up.T @ up, down @ down.T, rtol=1e-9, atol=1e-9)
 
 
 def test_where_the_sample_says_nothing_the_weights_decide():
     weight = torch.randn(6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-    best = u[:, :2] * s[:2] @ vh[:2]
-    torch.testing.assert_close(keep_outputs(weight, torch.zeros(6, 6), 2), best)
-    one = weight @ torch.ones(9, dtype=torch.float64)  # a sample of one token
-    near = keep_outputs(weight, torch.outer(one, one), 3)
-    torch.testing.assert_close(near @ torch.ones(9, dtype=torch.float64), one, rtol=1e-3, atol=1e-3)
-    assert (near - weight).norm() < 1.2 * s[2:].norm()
-    assert keep_outputs(torch.zeros(4, 3), torch.zeros(4, 4), 2).count_nonzero() == 0
+    up, down = fitted_factors(weight, torch.zeros(6, 6), 2)
+    torch.testing.assert_close(up @ down, u[:, :2] * s[:2] @ vh[:2])
+    token = torch.ones(9, dtype=torch.float64)
+    up, down = fitted_factors(weight, torch.outer(weight @ token, weight @ token), 3)
+    torch.testing.assert_close(up @ down @ token, weight @ token, rtol=1e-3, atol=1e-3)
+    assert (up @ down - weight).norm() < 1.2 * s[2:].norm()
+    assert not any(factor.any() for factor in fitted_factors(torch.zeros(4, 3), torch.zeros(4, 4), 2))
 
 
-def test_moments_are_of_the_tokens_that_count_without_the_bias():
-    model = make("bert")
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+@pytest.mark.parametrize("name", ["bert", "opt", "gpt2"])
+def test_moments_are_of_the_tokens_that_count(name):
+    model = make(name)
+    plan = plan_factorization(model, rank=3, embedding=True)
     mask = torch.ones_like(BATCH["input_ids"])
     mask[0, 3:] = 0
     batch = {"input_ids": BATCH["input_ids"], "attention_mask": mask}
-    names = ["bert.embeddings.word_embeddings", "bert.encoder.layer.1.output.dense", "bert.pooler.dense"]
+    found = token_moments(model, plan.ranks, [batch, batch])
+    for matrix, moment in found.items():
+        x = inputs_of(model, matrix, batch)
+        if x.dtype == torch.long:
+            x = model.get_submodule(matrix).weight[x]
+        x = x.flatten(0, -2).double()
+        x = x if len(x) < mask.numel() else x[mask.flatten().bool()]  # a pooler takes a token a row
+        assert moment.dtype == torch.float32
+        torch.testing.assert_close(moment.double(), 2 * x.T @ x, rtol=1e-4, atol=1e-4)
+    assert len(found) == len(plan.ranks)
+
+
+def test_a_model_is_left_as_it_was_even_by_a_batch_that_fails():
+    model, names = make("bert"), ["bert.pooler.dense"]
     model.train()
-    found = output_moments(model, names, [batch, batch])
-    assert model.training
-    model.eval()
-    for name in names:
-        x = inputs_of(model, name, batch)
-        weight = model.get_submodule(name).weight.double()
-        if "pooler" not in name:
-            x = x[mask.bool()]
-        y = weight[x] if x.dtype == torch.long else x.double() @ weight.T
-        torch.testing.assert_close(found[name].double(), 2 * y.T @ y, rtol=1e-4, atol=1e-4)
+    model.bert.encoder.layer[0].eval()
+    modes = [module.training for module in model.modules()]
+    first, second = (token_moments(model, names, [BATCH])[names[0]] for _ in range(2))
+    assert torch.equal(first, second)  # without dropout
+    with pytest.raises(IndexError):
+        token_moments(model, names, [{"input_ids": torch.tensor([[10**6]])}])
+    assert [module.training for module in model.modules()] == modes
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_batch_may_have_more_than_the_model_takes():
+    torch.manual_seed(0)
+    model = RobertaForSequenceClassification(RobertaConfig(**SIZES, pad_token_id=1, type_vocab_size=1))
+    more = {**BATCH, "token_type_ids": torch.ones_like(BATCH["input_ids"]), "teacher_logits": torch.zeros(2, 2)}
+    names = ["roberta.encoder.layer.2.output.dense"]
+    plain, with_more = (token_moments(model, names, [batch])[names[0]] for batch in (BATCH, more))
+    assert torch.equal(plain, with_more)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -98,18 +118,28 @@ def test_a_calibrated_student_is_nearer_on_the_sample(name):
     assert better > len(plan.ranks) / 2
 
 
-def test_half_precision_keeps_its_dtype():
-    model = make("bert").bfloat16()
-    plan = plan_factorization(model, rank=3, embedding=True)
-    student = factorize(model, plan, [BATCH])
-    assert {parameter.dtype for parameter in student.parameters()} == {torch.bfloat16}
-    assert student(**BATCH).logits.isfinite().all()
-
-
-def test_a_sample_without_batches_is_refused():
+def test_half_precision_keeps_its_dtype_and_what_a_large_bias_hides():
     model = make("bert")
+    query = model.bert.encoder.layer[0].attention.self.query
+    query.bias.data[:4] = 200.0
+    model.bfloat16()
+    plan = plan_factorization(model, rank=3)
+    student, exact = (factorize(some, plan, [BATCH]) for some in (model, copy.deepcopy(model).float()))
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.bfloat16}
+    mine, want = (some.bert.encoder.layer[0].attention.self.query.weight.float() for some in (student, exact))
+    assert (mine - want).norm() < 0.05 * want.norm()
+
+
+def test_a_bad_sample_is_refused():
+    model = make("bert")
+    plan = plan_factorization(model, rank=3)
     with pytest.raises(ValueError, match="batches is empty; it must have at least one batch"):
-        factorize(model, plan_factorization(model, rank=3), [])
+        factorize(model, plan, [])
+    with pytest.raises(ValueError, match="batches is a single batch; it must be several"):
+        factorize(model, plan, BATCH)
+    model.bert.encoder.layer[1].output.dense.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match=r"bert.encoder.layer.2.attention.self.query meets NaN or infinity"):
+        factorize(model, plan, [BATCH])
 
 
 @pytest.mark.parametrize(
@@ -142,7 +172,8 @@ def test_a_student_of_an_experiment_reads_no_more_batches_than_it_is_calibrated_
         student(-1).make(teacher, labels)
 
 
-def test_a_sample_has_every_row_once_at_most():
+def test_a_sample_has_every_row_once_at_most_and_any_row():
+    torch.manual_seed(0)
     rows = [{"input_ids": [index + 1] * (index % 3 + 1)} for index in range(10)]
     found = [list(sample_batches(rows, PaddingCollator({"input_ids": 0}), count, batch_size=4)) for count in (7, 100)]
     for batches, sizes in zip(found, ([4, 3], [4, 4, 2]), strict=True):
@@ -150,3 +181,4 @@ def test_a_sample_has_every_row_once_at_most():
         assert [len(batch["input_ids"]) for batch in batches] == sizes
         assert len(set(first)) == sum(sizes)
         assert first != sorted(first)
+        assert max(first) > 7

@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
 def texts_of(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[dict[str, Any]]:
     """The model's inputs of each line of a file that is not empty."""
     from fastkd.training.classifiers import MultiTaskEncoder
+    from fastkd.training.positions import positions_of
 
     if tokenizer is None:
         raise ValueError("--calibration-texts needs a tokenizer, and the model has none")
@@ -80,5 +81,5 @@ def texts_of(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     if not lines:
         raise ValueError(f"--calibration-texts is {path}, which has no text")
     task = {"task": next(iter(model.heads))} if isinstance(model, MultiTaskEncoder) else {}
-    options = {"truncation": True, "max_length": 128, "return_tensors": "pt"}
-    return [{**tokenizer(*line.rstrip("\r").split("\t", 1), **options), **task} for line in lines]
+    options = {"truncation": True, "max_length": min(128, positions_of(model) or 128), "return_tensors": "pt"}
+    return [{**tokenizer(*line.split("\t", 1), **options), **task} for line in lines]

@@ -145,7 +145,7 @@ def add_rank_options(parser: argparse.ArgumentParser) -> None:
         choices=("uniform", "spectrum"),
         default="uniform",
         help="how a budget becomes ranks: uniform, one rank for all; spectrum, the next rank to the matrix where it "
-        "keeps most for a part of its parameters (default uniform)",
+        "keeps the largest part of the squared norm for the same part of the parameters (default uniform)",
     )
     add(
         "--factorize-embedding",

@@ -201,9 +201,9 @@ def prepare(experiment: Experiment, teachers: Teachers) -> Material:
     return Material(train, validation, finished_or(output / "teacher", prints, evaluate), prints)
 
 
-def _texts(train: MultiTaskDataset, collate: MultiTaskCollator, seed: int) -> Iterator[dict[str, Any]]:
-    """Batches of rows in random order, without labels."""
-    for indices in MultiTaskBatchSampler(train.sizes, batch_size=32, seed=seed):
+def _unlabelled_batches(train: MultiTaskDataset, collate: MultiTaskCollator, seed: int) -> Iterator[dict[str, Any]]:
+    """Batches of random rows, each task's as often, without labels."""
+    for indices in MultiTaskBatchSampler(train.sizes, batch_size=32, seed=seed, tau=0.0):
         batch = collate(train.__getitems__(indices))
         yield {name: batch[name] for name in (*collate.pad_values, "task")}
 
@@ -233,7 +233,8 @@ def train_new_student(experiment: Experiment, material: Material, arm: str, seed
     teachers = load_teachers(experiment.teacher, experiment.tasks)
     torch.manual_seed(seed)
     collate = MultiTaskCollator(teachers.tokenizer)
-    student = experiment.student.make(teachers.first, _labels(teachers), _texts(material.train, collate, seed))
+    batches = _unlabelled_batches(material.train, collate, seed)
+    student = experiment.student.make(teachers.first, _labels(teachers), batches)
     trainer = method.trainer(
         student,
         args,

@@ -25,7 +25,6 @@ from fastkd.students.transformer import HEAD_SIZE
 from fastkd.training.classifiers import MultiTaskEncoder
 
 Labels = Mapping[str, Sequence[str]]  # of each task, in the order of the outputs; none for a regression
-CALIBRATION_ROWS = 512
 Batches = Iterable[Mapping[str, Any]]  # keyword arguments of a MultiTaskEncoder
 
 
@@ -39,7 +38,8 @@ class Student(Protocol):
     def make(self, teacher: MultiTaskEncoder, labels: Labels, batches: Batches = ()) -> PreTrainedModel:
         """A new student; what of it is random follows torch's generator.
 
-        ``batches`` of rows to be learned from, in random order, are what a student is calibrated on.
+        ``batches`` of rows to be learned from, in random order, are what a student is calibrated on; without any it
+        is of the same form.
         """
 
 
@@ -79,7 +79,7 @@ class TransformerStudent:
     head_size: int | None = HEAD_SIZE
     parameters: int | None = None
     keeps_heads: bool = False
-    calibration_rows: int = CALIBRATION_ROWS
+    calibration_rows: int = 0
 
     @property
     def title(self) -> str:
@@ -128,7 +128,7 @@ class LowRankStudent:
     rank: int | None = None
     embedding: bool | None = None
     allocation: Literal["uniform", "spectrum"] = "uniform"
-    calibration_rows: int = CALIBRATION_ROWS
+    calibration_rows: int = 512
 
     @property
     def title(self) -> str:

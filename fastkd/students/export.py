@@ -102,7 +102,9 @@ class Source(NamedTuple):
 
 def open_student(model: str | Path, max_length: int) -> Source:
     """A student's folder, and the checks that every format needs."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
+
+    from fastkd.training.pretrained import load_tokenizer
 
     if max_length < 4:
         raise ValueError(f"max_length must be at least 4, got {max_length}")
@@ -114,7 +116,7 @@ def open_student(model: str | Path, max_length: int) -> Source:
             f"{model} holds a {type(student).__name__}; a BiAttentiveLSTM (--student bilstm) can be exported. "
             "Any other student is loaded and served by transformers itself"
         )
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of {model} must be a fast one, got {type(tokenizer).__name__}")
     return Source(student.eval(), tokenizer)

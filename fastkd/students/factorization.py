@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fastkd.students.calibration import output_moments
+from fastkd.students.calibration import token_moments
 from fastkd.students.layers import transformer_layers
 from fastkd.students.low_rank import LowRankEmbedding, LowRankLinear, dense_weight, factor_class
 from fastkd.students.low_rank_loading import exchange, forget_ranks, remember_ranks
@@ -100,7 +100,8 @@ def plan_factorization(
         embedding: whether the word embedding is a candidate. None: where keeping it whole would leave the linear
             maps less than half the ranks that they have otherwise, or cannot be afforded; a choice of this project.
         allocation: ``"uniform"`` gives all matrices one rank; ``"spectrum"`` gives the next rank to the matrix where
-            it keeps most of the matrix's squared norm for a part of its parameters. The paper's is not known to us.
+            it keeps the largest part of its squared norm for the same part of its parameters. The paper's is not
+            known to us.
         weights: by a pattern of names, as ``"*.attention.*"``: the rank, or the gain, of these is multiplied.
             ``allocation`` and ``weights`` divide a budget, so they are of no use with ``rank``.
 
@@ -147,24 +148,24 @@ def factorize(model: Model, plan: Plan, batches: Iterable[Mapping[str, Any]] | N
     """A copy of the model, to be trained, whose matrices are the factors that a plan tells, by truncated SVD.
 
     With ``batches`` of the model's inputs, some hundreds of texts as it will meet, the factors keep most of what the
-    matrices give on these rather than most of the weights (:mod:`fastkd.students.calibration`); it takes memory for
-    a square matrix of each one's outputs. How MaKD's students begin is not known to us: a choice of this project.
+    matrices give on these rather than most of the weights (:mod:`fastkd.students.calibration`). It takes memory for
+    a square matrix of each one's inputs. How MaKD's students begin is not known to us: a choice of this project.
 
     ``save_pretrained`` stores the ranks in the configuration; ``from_pretrained`` of the model's class and of the
     ``Auto*`` classes loads it, once ``fastkd.students`` has been imported.
 
     Raises:
-        ValueError: the plan is of another model; ``batches`` is empty.
+        ValueError: the plan is of another model; ``batches`` is empty, or has a batch that gives NaN or infinity.
     """
     modules = dict(model.named_modules())
     for matrix in plan.matrices:
         if matrix.name not in modules or tuple(dense_weight(modules[matrix.name]).shape) != matrix.shape:
             raise ValueError(f"plan has {matrix.name}, {matrix.shape}, which this {type(model).__name__} does not have")
-    moments = {} if batches is None else output_moments(model, plan.ranks, batches)
+    moments = {} if batches is None else token_moments(model, plan.ranks, batches)
     student = copy.deepcopy(model)
     for name, rank in plan.ranks.items():
         dense = student.get_submodule(name)
-        exchange(student, name, factor_class(dense).from_dense(dense, rank, moments.get(name)))
+        exchange(student, name, factor_class(dense).from_dense(dense, rank, moments.pop(name, None)))
     remember_ranks(student, plan.ranks)
     return student.requires_grad_(True)  # as a copy of a frozen teacher it would not learn
 

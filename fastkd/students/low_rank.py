@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from fastkd.students.calibration import keep_outputs
+from fastkd.students.calibration import fitted_factors
 
 
 class LowRankLinear(nn.Module):
@@ -59,12 +59,15 @@ class LowRankLinear(nn.Module):
     def from_dense(cls, dense: nn.Module, rank: int, moment: Tensor | None = None) -> LowRankLinear:
         """The best approximation of a dense map of that rank, with its bias.
 
-        Best by the squared error of the weights, or with the ``moment`` of its outputs, of
-        :func:`fastkd.students.calibration.output_moments`, by that of these outputs.
+        Best by the squared error of the weights, or with the ``moment`` of inputs, of
+        :func:`fastkd.students.calibration.token_moments`, by that of the outputs.
         """
         weight = dense_weight(dense).detach()
-        weight = weight if moment is None else keep_outputs(weight, moment, rank)
-        layer = _set_factors(cls.like(dense, rank), weight, dense.training)
+        if moment is None:
+            factors = truncated_svd(weight, rank)
+        else:
+            factors = fitted_factors(weight, weight.float() @ moment @ weight.float().T, rank)
+        layer = _set_factors(cls.like(dense, rank), factors, dense.training)
         if layer.bias is not None:
             layer.bias.data.copy_(dense.get_parameter("bias"))
         return layer
@@ -133,8 +136,10 @@ class LowRankEmbedding(nn.Module):
     def from_dense(cls, table: nn.Module, rank: int, moment: Tensor | None = None) -> LowRankEmbedding:
         """The best approximation of a table of that rank: of all rows alike, or given a ``moment``, as they come."""
         weight = dense_weight(table).detach()
-        weight = weight if moment is None else keep_outputs(weight.T, moment, rank).T
-        return _set_factors(cls.like(table, rank), weight, table.training)
+        if moment is None:
+            return _set_factors(cls.like(table, rank), truncated_svd(weight, rank), table.training)
+        down, up = fitted_factors(weight.T, moment, rank)
+        return _set_factors(cls.like(table, rank), (up.T, down.T), table.training)
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.up, self.padding_idx) @ self.down
@@ -173,10 +178,9 @@ def whole(tensor: Tensor) -> Tensor:
 Layer = TypeVar("Layer", LowRankLinear, LowRankEmbedding)
 
 
-def _set_factors(layer: Layer, weight: Tensor, training: bool) -> Layer:
-    up, down = truncated_svd(weight, layer.rank)
-    layer.up.data.copy_(up)
-    layer.down.data.copy_(down)
+def _set_factors(layer: Layer, factors: tuple[Tensor, Tensor], training: bool) -> Layer:
+    for parameter, factor in zip((layer.up, layer.down), factors, strict=True):
+        parameter.data.copy_(factor)
     return layer.train(training)
 
 

@@ -16,17 +16,27 @@ def check_positions(model: nn.Module, rows: Iterable[Any]) -> None:
 
     ``rows`` are datasets; of those without a column ``length`` nothing is known.
     """
-    config: Any = getattr(model, "config", None)
-    config = getattr(config, "encoder", config)
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions_of(model)
+    longest = max((length for some in rows for length in _lengths(some)), default=0)
+    if positions is not None and longest > positions:
+        kind = _config_of(model).model_type
+        raise ValueError(f"a row has {longest} tokens, and the {kind} {positions} positions: lower max_length to that")
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """How many tokens a row of the model can have; None where there is no bound."""
+    config = _config_of(model)
+    positions: int | None = getattr(config, "max_position_embeddings", None)
     for table in numbered_positions(model):  # as of RoBERTa, from the number after the pads' on
         positions = table.num_embeddings - (table.padding_idx or 0) - 1
     if not getattr(config, "position_biased_input", True):  # DeBERTa's distances have a bound, its positions none
-        positions = None
-    longest = max((length for some in rows for length in _lengths(some)), default=0)
-    if positions is not None and longest > positions:
-        kind = config.model_type
-        raise ValueError(f"a row has {longest} tokens, and the {kind} {positions} positions: lower max_length to that")
+        return None
+    return positions
+
+
+def _config_of(model: nn.Module) -> Any:
+    config: Any = getattr(model, "config", None)
+    return getattr(config, "encoder", config)
 
 
 def _lengths(rows: Any) -> list[int]:

@@ -48,7 +48,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         ValueError, OSError: there is none; transformers itself then makes one of special tokens alone for some models.
     """
     tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path))
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
+    if {*tokenizer.get_vocab()} <= {*tokenizer.all_special_tokens, "▁"}:
         raise ValueError(f"{path} has no tokenizer beside the model; save that of the model there")
     return tokenizer
 
