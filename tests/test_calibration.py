@@ -130,6 +130,17 @@ def test_half_precision_keeps_its_dtype_and_what_a_large_bias_hides():
     assert (mine - want).norm() < 0.05 * want.norm()
 
 
+def test_autocast_is_left_out_of_the_factors():
+    model = make("bert")
+    plan = plan_factorization(model, rank=3, embedding=True)
+    plain = factorize(model, plan, [BATCH])
+    with torch.autocast("cpu", torch.bfloat16):
+        student = factorize(model, plan, [BATCH])
+    for mine, other in zip(student.parameters(), plain.parameters(), strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine.abs() - other.abs()).norm() <= 0.05 * other.norm()  # factors are told up to a sign
+
+
 def test_a_bad_sample_is_refused():
     model = make("bert")
     plan = plan_factorization(model, rank=3)

@@ -9,6 +9,7 @@ from test_experiments import folder  # noqa: F401
 from experiments import decoder, makd, reader
 from experiments.__main__ import main
 from experiments.scores import read
+from fastkd.data.batches import sample_batches
 from fastkd.methods.baselines import KD, PKD, DistilBERT, MiniLM, MiniLMv2, TinyBERT
 from fastkd.methods.makd import LEVELS, MaKDObjective
 
@@ -61,7 +62,13 @@ def test_a_reader(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
         str(tmp_path / "runs"),
     ]
     options = ["--epochs", "1", "--jobs", "1", "--seeds", "1", "--learning-rates", "1e-3", "--held-out", "1"]
-    rows = ["low-rank fine-tuned", "TinyBERT", "MaKD"]
+    rows, drawn = ["low-rank fine-tuned", "TinyBERT", "MaKD", "MaKD calibrated"], []
+
+    def sample(rows, collate, count):
+        drawn.append(count)
+        return sample_batches(rows, collate, count)
+
+    monkeypatch.setattr(reader, "sample_batches", sample)
     command = ["makd-squad", *places, *options, "--ratio", "0.7", "--layers", "1", "--rows", ",".join(rows)]
     assert main(command) == 0
     scores = read(tmp_path / "runs" / "70" / "scores.csv")
@@ -70,6 +77,7 @@ def test_a_reader(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
     ]
     sizes = {score.row: score.parameters for score in scores}
     assert all(0 < sizes[row] <= 0.7 * sizes["teacher"] for row in rows)
+    assert drawn == [512]
     args = reader.arguments(tmp_path, use_cpu=True)
     assert [objective for objective, _ in calls] == [reader.objective_of(reader.ROWS[row], args) for row in rows]
     finished = sorted((tmp_path / "runs").rglob("result.json"))

@@ -45,7 +45,8 @@ def token_moments(
 
     def add(name: str, module: nn.Module, taken: tuple[Tensor, ...], given: Tensor) -> None:
         tokens = _that_count(given if isinstance(module, nn.Embedding) else taken[0], mask).float()
-        moments[name] = moments.get(name, 0) + tokens.T @ tokens
+        with torch.autocast(tokens.device.type, enabled=False):  # of a trainer, in which the model's forward may be
+            moments[name] = moments.get(name, 0) + tokens.T @ tokens
 
     hooks = [model.get_submodule(name).register_forward_hook(partial(add, name)) for name in names]
     modes = {module: module.training for module in model.modules()}

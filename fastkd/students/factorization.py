@@ -27,7 +27,7 @@ ALLOCATIONS = ("uniform", "spectrum")
 class Matrix:
     """A row of a :class:`Plan`: ``rank`` None keeps the matrix of ``shape`` (out, in) as it is.
 
-    ``energy`` is the part of its squared Frobenius norm that the factors keep.
+    ``energy`` is the part of its squared Frobenius norm that truncated SVD keeps.
     """
 
     name: str
@@ -163,9 +163,10 @@ def factorize(model: Model, plan: Plan, batches: Iterable[Mapping[str, Any]] | N
             raise ValueError(f"plan has {matrix.name}, {matrix.shape}, which this {type(model).__name__} does not have")
     moments = {} if batches is None else token_moments(model, plan.ranks, batches)
     student = copy.deepcopy(model)
-    for name, rank in plan.ranks.items():
-        dense = student.get_submodule(name)
-        exchange(student, name, factor_class(dense).from_dense(dense, rank, moments.pop(name, None)))
+    with torch.autocast(model.device.type, enabled=False):
+        for name, rank in plan.ranks.items():
+            dense = student.get_submodule(name)
+            exchange(student, name, factor_class(dense).from_dense(dense, rank, moments.pop(name, None)))
     remember_ranks(student, plan.ranks)
     return student.requires_grad_(True)  # as a copy of a frozen teacher it would not learn
 
