@@ -93,7 +93,7 @@ def test_a_folder_without_a_tokenizer_is_not_given_one_of_special_tokens_alone(t
     for name in ("bert", "gpt2"):
         make(name).save_pretrained(tmp_path / name)
         assert find_tokenizer(tmp_path / name) is None
-        with pytest.raises(ValueError, match=f"{name} has no tokenizer beside the model"):
+        with pytest.raises(ValueError, match=f"{name} has no tokenizer beside the model; save"):
             load_tokenizer(tmp_path / name)
     tokenizer().save_pretrained(tmp_path / "bert")
     assert len(find_tokenizer(tmp_path / "bert")) == len(tokenizer())

@@ -49,7 +49,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """
     tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path))
     if {*tokenizer.get_vocab()} <= {*tokenizer.all_special_tokens, "▁"}:
-        raise ValueError(f"{path} has no tokenizer beside the model; save that of the model there")
+        raise ValueError(f"{path} has no tokenizer beside the model; save the model's tokenizer to it, too")
     return tokenizer
 
 
