@@ -25,7 +25,7 @@ train, validation = load_encoded(tasks, tokenizer, max_length=128, data_dir=data
 plan = plan_factorization(teacher, ratio=0.7)
 print(plan)
 collate = MultiTaskCollator(tokenizer)
-sample = DataLoader(train, batch_sampler=MultiTaskBatchSampler(train.sizes, 32), collate_fn=collate)
+sample = DataLoader(train, batch_sampler=MultiTaskBatchSampler(train.sizes, 32, tau=0.0), collate_fn=collate)
 student = factorize(teacher, plan, islice(sample, 16))  # calibrated on 512 rows
 
 cpu = not torch.cuda.is_available()
